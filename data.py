@@ -1,0 +1,371 @@
+"""Data sets: images as one uint8 tensor in memory, sliced into batches without workers.
+
+    shapes      embedded, drawn in a second: 10 classes of objects in outdoor scenes
+    cifar10     CIFAR-10 through torchvision
+    folder      PATH/train/<class>/* with PATH/test/ or PATH/val/, or any tree of images without labels
+
+As a script it is a data doctor: it loads a data set as search.py and train.py would, prints what it found, and exits with
+1 if training on it would fail.
+
+    python data.py --dataset folder --data my_photos/ --size 64
+    python data.py --dataset cifar10 --data data/ --download
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+import errors
+from errors import InputError, at_least
+
+# The images held out and those of --limit are the same for every --seed, so that seeds differ by training alone and a
+# search never sees the images that its cell is evaluated on.
+SPLIT_SEED = 0
+HELD_OUT = 0.1  # of the images of a folder that has neither test/ nor val/
+MAX_UNREADABLE = 0.25  # of a folder's training images; above it something else is wrong
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+class ImageSet:
+    """Images (N, S, S, 3) uint8 RGB, labels (N,) int64 or None, masks (N, S, S) uint8 or None, with the names of the
+    classes and the per-channel mean and standard deviation (of values in 0 .. 1) that inputs are normalised with.
+    `names` identify the images in the split's hash; `unreadable` lists files left out as (path, reason)."""
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet
+
+    def __init__(self, images, labels=None, classes=(), masks=None, names=None):
+        self.images, self.labels, self.masks, self.classes = images, labels, masks, list(classes)
+        self.names = names or [str(i) for i in range(len(images))]
+        self.unreadable, self.formats = [], Counter()
+
+    def __len__(self):
+        return len(self.images)
+
+    def subset(self, index):
+        """The images of an index tensor, in its order."""
+        part = ImageSet(
+            self.images[index],
+            None if self.labels is None else self.labels[index],
+            self.classes,
+            None if self.masks is None else self.masks[index],
+            [self.names[i] for i in index.tolist()],
+        )
+        part.mean, part.std = self.mean, self.std
+        return part
+
+
+def load(name, path=None, size=32, limit=None, download=False):
+    """(training set, evaluation set) of a data set; `limit` keeps a seeded choice of at most that many images of each."""
+    if name == "shapes":
+        if size != 32:
+            raise InputError(f"--size {size}: the images of shapes are 32 x 32")
+        sets = load_shapes(2000, seed=SPLIT_SEED), load_shapes(500, seed=SPLIT_SEED + 1)
+    elif path is None:
+        raise InputError(f"--dataset {name} needs --data PATH")
+    elif name == "cifar10":
+        if size != 32:
+            raise InputError(f"--size {size}: the images of cifar10 are 32 x 32")
+        sets = load_cifar10(path, train=True, download=download), load_cifar10(path, train=False, download=download)
+    else:
+        return load_folder(Path(path), size, limit)  # which applies the limit before it decodes
+    return tuple(part.subset(choose(len(part), limit)) for part in sets)
+
+
+def choose(n, limit):
+    """Sorted indices of a seeded choice of min(n, limit) out of n."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return order[:limit].sort().values
+
+
+def halves(n, seed):
+    """A seeded split of n images into two halves of equal size (an odd one is left out), as sorted indices."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[: n // 2].sort().values, order[n // 2 : n // 2 * 2].sort().values
+
+
+def split_hash(data, *parts):
+    """12 hex digits that change with the images of a data set or with their split (index tensors)."""
+    digest = hashlib.sha256("\n".join(data.names).encode())
+    for part in parts:
+        digest.update(part.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def batches(data, batch_size, device, index=None, train=False):
+    """Yields images uint8 (B, 3, S, S), labels (B,) or None, and their indices (B,) in the data set. In training in a new
+    order each time, without a last smaller batch; `index` restricts it to a part."""
+    index = torch.arange(len(data)) if index is None else index
+    if train:
+        index = index[torch.randperm(len(index))]
+        index = index[: len(index) // batch_size * batch_size]
+    for batch in index.split(batch_size):
+        images = data.images[batch].to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, S, S), channels_last
+        labels = None if data.labels is None else data.labels[batch].to(device, non_blocking=True)
+        yield images, labels, batch.to(device, non_blocking=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# shapes: an object that stands on the ground before the sky, lit from above. Orientation shows in sky, ground and shading,
+# colour in what each thing usually looks like, layout in where things stand.
+
+SHAPES = ["ball", "box", "tent", "tree", "house", "car", "tower", "mushroom", "boat", "flower"]
+
+
+def object_parts(name, u, v):
+    """The parts of an object as (inside, colour) in its own coordinates: u in -1 .. 1 to the right, v from 0 at the
+    ground to 2 at the top. `inside` is positive within; the colour is that of a typical one."""
+
+    def disk(x, y, r):
+        return r - np.hypot(u - x, v - y)
+
+    def rect(x, y, w, h):
+        return np.minimum(w - abs(u - x), h - abs(v - y))
+
+    def triangle(y, w, h):  # upright, its base at height y
+        return np.minimum(v - y, (1 - (v - y) / h) * w - abs(u))
+
+    red, blue, white, brown, green = (0.8, 0.2, 0.15), (0.2, 0.3, 0.75), (0.9, 0.88, 0.8), (0.45, 0.3, 0.15), (0.15, 0.5, 0.15)
+    orange, yellow, gray, black, pink = (0.95, 0.55, 0.1), (0.95, 0.85, 0.2), (0.55, 0.55, 0.6), (0.1, 0.1, 0.1), (0.9, 0.45, 0.6)
+    return {
+        "ball": [(disk(0, 0.9, 0.9), orange)],
+        "box": [(rect(0, 0.7, 0.8, 0.7), brown)],
+        "tent": [(triangle(0, 1.0, 1.7), blue), (triangle(0, 0.35, 0.9), black)],
+        "tree": [(rect(0, 0.5, 0.14, 0.5), brown), (disk(0, 1.35, 0.65), green)],
+        "house": [(rect(0, 0.55, 0.8, 0.55), white), (triangle(1.1, 1.0, 0.8), red), (rect(0.25, 0.35, 0.18, 0.35), brown)],
+        "car": [(rect(0, 0.5, 1.0, 0.28), red), (rect(0.1, 0.95, 0.5, 0.3), gray), (disk(-0.55, 0.22, 0.22), black),
+                (disk(0.55, 0.22, 0.22), black)],
+        "tower": [(rect(0, 0.8, 0.3, 0.8), gray), (triangle(1.6, 0.42, 0.5), red)],
+        "mushroom": [(rect(0, 0.5, 0.2, 0.5), white), (np.minimum(disk(0, 0.9, 0.85), v - 0.9), red)],
+        "boat": [(np.minimum(rect(0, 0.25, 1.0, 0.25), 0.6 + v - abs(u)), brown),
+                 (np.minimum(triangle(0.55, 0.8, 1.4), u), white)],
+        "flower": [(rect(0, 0.5, 0.07, 0.5), green), (disk(0.25, 0.35, 0.2), green)]
+        + [(disk(0.38 * np.cos(t), 1.35 + 0.38 * np.sin(t), 0.28), pink) for t in np.arange(5) * 2 * np.pi / 5]
+        + [(disk(0, 1.35, 0.22), yellow)],
+    }[name]  # fmt: skip
+
+
+def load_shapes(n, seed, size=32):
+    """n images of 10 classes in turn; masks have 0 for sky, 1 for ground, 2 + class for the object."""
+    rng = np.random.RandomState(seed)
+    images = np.empty((n, size, size, 3), np.float32)
+    masks = np.zeros((n, size, size), np.uint8)
+    labels = np.arange(n) % len(SHAPES)
+    y, x = np.mgrid[1 : -1 : size * 1j, -1 : 1 : size * 1j]  # y upwards
+
+    def draw(name, m):
+        def uniform(low, high, channels=None):
+            return rng.uniform(low, high, (m, 1, 1) if channels is None else (m, 1, 1, channels))
+
+        def paint(image, inside, color, shade=1.0):
+            cover = np.clip(inside * size / 2 + 0.5, 0, 1)[..., None]  # 1 px wide soft edges
+            return image * (1 - cover) + cover * color * np.asarray(shade)[..., None], cover[..., 0] > 0.5
+
+        horizon = uniform(-0.45, 0.1)
+        height = (y - horizon) / (1 - horizon)  # 0 at the horizon, 1 at the top
+        sky = np.array([0.45, 0.65, 0.95]) + uniform(-0.12, 0.12, 3)
+        haze = np.array([0.85, 0.88, 0.9]) + uniform(-0.1, 0.1, 3)
+        image = haze + (sky - haze) * np.clip(height, 0, 1)[..., None]
+        cloud = 0.35 - np.hypot((x - uniform(-1, 1)) / 1.6, (y - uniform(0.5, 0.95)) / 0.5)
+        image, _ = paint(image, cloud, np.array([0.97, 0.97, 0.97]))
+        ground = np.array([[0.35, 0.55, 0.2], [0.6, 0.5, 0.3], [0.45, 0.45, 0.4]])[rng.randint(0, 3, m)][:, None, None]
+        texture = 1 + 0.12 * rng.randn(m, size, size) * (y < horizon)
+        image, is_ground = paint(image, horizon - y, ground + uniform(-0.08, 0.08, 3), texture - 0.25 * (y + 1))
+        scale, foot, middle = uniform(0.38, 0.6), horizon - uniform(0.05, 0.35), uniform(-0.35, 0.35)
+        u, v = (x - middle) / scale, (y - foot) / scale
+        image, _ = paint(image, (0.3 - np.hypot((u - 0.1) / 3.6, v / 0.7)) * scale, np.array([0.12, 0.14, 0.1]))
+        mask = is_ground.astype(np.uint8)
+        for inside, color in object_parts(name, u, v):
+            light = 0.65 + 0.25 * np.clip(v, 0, 2)  # from above
+            image, covered = paint(image, inside * scale, np.array(color) + uniform(-0.1, 0.1, 3), light)
+            mask[covered] = 2 + SHAPES.index(name)
+        return image + 0.02 * rng.randn(m, size, size, 3), mask
+
+    for c, name in enumerate(SHAPES):
+        images[labels == c], masks[labels == c] = draw(name, (labels == c).sum())
+    images = torch.from_numpy((images.clip(0, 1) * 255).round().astype(np.uint8))
+    return ImageSet(images, torch.from_numpy(labels), SHAPES, torch.from_numpy(masks))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cifar10
+
+
+def load_cifar10(path, train, download):
+    from torchvision.datasets import CIFAR10  # here, as nothing else needs its import time
+
+    try:
+        source = CIFAR10(path, train=train, download=download)
+    except RuntimeError:  # not there, or not what its checksum says
+        hint = "" if download else "; --download fetches it"
+        raise InputError(f"no CIFAR-10 (cifar-10-batches-py/) in {path}{hint}") from None
+    except OSError as error:  # URLError is one
+        raise InputError(f"could not download CIFAR-10 to {path} ({error}); without internet put "
+                         "cifar-10-python.tar.gz there") from None  # fmt: skip
+    data = ImageSet(torch.from_numpy(source.data), torch.tensor(source.targets), source.classes)
+    data.mean, data.std = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# folder
+
+
+def list_images(root):
+    """Image files below a folder as sorted paths relative to it, hidden files and folders left out."""
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [s for s in subfolders if not s.startswith(".")]
+        relative = Path(folder).relative_to(root)
+        found += [relative / f for f in files if Path(f).suffix.lower() in EXTENSIONS and not f.startswith(".")]
+    return sorted(found, key=lambda p: p.as_posix())
+
+
+def read_image(path, size):
+    """Any image file as uint8 (size, size, 3): upright by its EXIF tag, RGB, the central square resized. Also its mode and
+    size in the file. Raises OSError, ValueError or SyntaxError, whatever Pillow does with a broken file."""
+    with Image.open(path) as image:
+        found = f"{image.mode} {image.width} x {image.height}"
+        image.draft("RGB", (size, size))  # JPEG: decode at a reduced scale that is still large enough
+        image.load()
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # Pillow fails in many ways on a broken tag; the image itself is fine
+            pass
+        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):  # convert("RGB") would clip these at 255
+            pixels = np.asarray(image, np.float32)
+            top = 1 if image.mode == "F" and pixels.max() <= 1 else 255 if pixels.max() <= 255 else 65535
+            image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
+        image = image.convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=3.0)), found
+
+
+def read_images(root, files, size):
+    """An ImageSet of those files that can be read."""
+    needed = len(files) * size * size * 3
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise InputError(f"{len(files)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
+                         "use --limit or a smaller --size")  # fmt: skip
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    readable, unreadable, formats = [], [], Counter()
+
+    def read(k):
+        try:
+            images[k], found = read_image(root / files[k], size)
+            return found, None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return None, str(error) or type(error).__name__
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of Pillow, about broken tags and large images
+        for k, (found, error) in enumerate(pool.map(read, range(len(files)))):
+            if error is None:
+                readable.append(k)
+                formats[found] += 1
+            else:
+                unreadable.append((str(root / files[k]), error))
+    data = ImageSet(torch.from_numpy(images[readable] if unreadable else images), names=[str(files[k]) for k in readable])
+    data.unreadable, data.formats = unreadable, formats
+    return data
+
+
+def load_folder(root, size, limit):
+    if not root.is_dir():
+        raise InputError(f"--data {root}: no such folder")
+    train_root = root / "train" if (root / "train").is_dir() else root
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    files = list_images(train_root)
+    if train_root == root and test_root:  # images beside test/ or val/
+        files = [f for f in files if f.parts[0] != test_root.name]
+    test_files = list_images(test_root) if test_root else []
+    if not files:
+        raise InputError(f"{train_root}: no images ({', '.join(sorted(EXTENSIONS))})")
+    if test_root and not test_files:
+        raise InputError(f"{test_root}: no images; without the folder a part of the others is held out for evaluation")
+
+    labelled = train_root != root and all(len(f.parts) > 1 for f in files + test_files)
+    classes = sorted({f.parts[0] for f in files}) if labelled else []
+    new = sorted({f.parts[0] for f in test_files} - set(classes)) if labelled else []
+    if new:
+        raise InputError(f"{test_root}: classes that {train_root} does not have: {', '.join(new[:5])}")
+    if not test_root:
+        order = choose(len(files), None) if len(files) < 2 else torch.randperm(
+            len(files), generator=torch.Generator().manual_seed(SPLIT_SEED))  # fmt: skip
+        held_out = set(order[: max(1, round(HELD_OUT * len(files)))].tolist())
+        test_files = [f for i, f in enumerate(files) if i in held_out]
+        files = [f for i, f in enumerate(files) if i not in held_out]
+
+    sets = []
+    for folder, part in ((train_root, files), (test_root or train_root, test_files)):
+        data = read_images(folder, [part[i] for i in choose(len(part), limit).tolist()], size)
+        if labelled:
+            data.classes = classes
+            data.labels = torch.tensor([classes.index(Path(name).parts[0]) for name in data.names])
+        sets.append(data)
+    train, test = sets
+    if test_root and test.unreadable:  # a metric over fewer images would not be comparable
+        raise InputError(f"{len(test.unreadable)} unreadable files in {test_root}, first {test.unreadable[0][0]}: "
+                         "mend or remove them")  # fmt: skip
+    if len(train.unreadable) > MAX_UNREADABLE * (len(train) + len(train.unreadable)) or not len(test):
+        raise InputError(f"{len(train.unreadable) + len(test.unreadable)} of {len(files) + len(test_files)} images below "
+                         f"{root} are unreadable, first {(train.unreadable + test.unreadable)[0][0]}")  # fmt: skip
+    return train, test
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(group):
+    """The options that name a data set."""
+    group.add_argument("--dataset", choices=["shapes", "cifar10", "folder"], default="shapes")
+    group.add_argument("--data", metavar="PATH", help="where it is: the folder of images, the root of cifar10")
+    group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
+    group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images for training and evaluation")
+    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of the square images")
+
+
+def report(train, test):
+    """What was found, as lines of text."""
+    for title, data in (("training", train), ("evaluation", test)):
+        yield f"{title}: {len(data)} images"
+        if data.labels is not None:
+            counts = data.labels.bincount(minlength=len(data.classes)).tolist()
+            yield from (f"  {name}: {count}" for name, count in zip(data.classes, counts))
+        for path, reason in data.unreadable:
+            yield f"  unreadable: {path} ({reason})"
+    formats = train.formats + test.formats
+    if formats:
+        yield f"modes and sizes: {len(formats)} different, the most frequent:"
+        yield from (f"  {count} of {name}" for name, count in formats.most_common(10))
+    yield "labels: " + (f"{len(train.classes)} classes" if train.labels is not None else "none (tasks rot, col and jig)")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Check a data set: counts, sizes, unreadable files.")
+    add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    try:
+        train, test = load(args.dataset, args.data, args.size or 32, args.limit, args.download)
+    except InputError as error:
+        print(f"training would fail: {error}")
+        sys.exit(1)
+    print("\n".join(report(train, test)))
+
+
+if __name__ == "__main__":
+    errors.run(main, parse_args())

@@ -1,0 +1,40 @@
+"""What the user can put right is said in one line, with exit code 2; a bug keeps its traceback."""
+
+import math
+import sys
+
+
+class InputError(ValueError):
+    """Bad input: the message names the value and what to do about it."""
+
+
+def at_least(minimum, kind=float, below=math.inf):
+    """An argparse type: a number of that kind with minimum <= number < below."""
+
+    def number(text):
+        value = kind(text)
+        if not minimum <= value < below:
+            raise ValueError
+        return value
+
+    number.__name__ = f"{kind.__name__} >= {minimum}" + (f" and < {below}" if below < math.inf else "")
+    return number
+
+
+def even(text):
+    """An argparse type: a positive even number (of channels: factorized reductions halve it)."""
+    if int(text) < 2 or int(text) % 2:
+        raise ValueError
+    return int(text)
+
+
+def run(main, args):
+    """Calls `main(args)` as a script does."""
+    try:
+        main(args)
+    except InputError as error:
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)

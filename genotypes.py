@@ -1,0 +1,339 @@
+"""Architectures as data: cells, the ones with a name, reading, writing and drawing them.
+
+A DARTS cell is a list of (op, input) pairs, two for each intermediate node. Inputs 0 and 1 are the outputs of the two
+cells before this one, 2, 3, ... the cell's own nodes; the output is the concatenation of the nodes in `concat`.
+
+    python genotypes.py                               # the names
+    python genotypes.py darts_v2                      # a cell as text
+    python genotypes.py darts_v2 --draw cell.png      # ... and as a picture (.png, .pdf, .svg)
+    python genotypes.py runs/x/genotype.json
+    python genotypes.py archs.json:00004
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import errors
+from errors import InputError
+
+# The candidate operations of the DARTS space; the order is that of the columns of alpha.
+PRIMITIVES = [
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+]
+OP_NAMES = PRIMITIVES + ["sep_conv_7x7", "conv_7x1_1x7"]  # NASNet, PNASNet and AmoebaNet need two more
+
+NODES = 4  # intermediate nodes of a searched cell
+NUM_EDGES = sum(2 + node for node in range(NODES))  # 14: node i has edges from 2 + i earlier nodes
+
+
+class Genotype(NamedTuple):
+    """A normal and a reduction cell: [(op, input), ...], two pairs a node, and the nodes that are concatenated."""
+
+    normal: list
+    normal_concat: list
+    reduce: list
+    reduce_concat: list
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells with a name: normal and reduction cell as op-input, two a node; then their concats where these are not 2-5.
+
+SHORT_NAMES = {
+    "max3": "max_pool_3x3",
+    "avg3": "avg_pool_3x3",
+    "skip": "skip_connect",
+    "sep3": "sep_conv_3x3",
+    "sep5": "sep_conv_5x5",
+    "sep7": "sep_conv_7x7",
+    "dil3": "dil_conv_3x3",
+    "dil5": "dil_conv_5x5",
+    "conv7x1_1x7": "conv_7x1_1x7",
+}
+
+CELLS = {
+    "darts_v1": (
+        "sep3-1 sep3-0 skip-0 sep3-1 skip-0 sep3-1 sep3-0 skip-2",
+        "max3-0 max3-1 skip-2 max3-0 max3-0 skip-2 skip-2 avg3-0",
+    ),
+    "darts_v2": (
+        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 skip-0 skip-0 dil3-2",
+        "max3-0 max3-1 skip-2 max3-1 max3-0 skip-2 skip-2 max3-1",
+    ),
+    "pdarts": (
+        "skip-0 dil3-1 skip-0 sep3-1 sep3-1 sep3-3 sep3-0 dil5-4",
+        "avg3-0 sep5-1 sep3-0 dil5-2 max3-0 dil3-1 dil3-1 dil5-3",
+    ),
+    "pcdarts_c10": (
+        "sep3-1 skip-0 sep3-0 dil3-1 sep5-0 sep3-1 avg3-0 dil3-1",
+        "sep5-1 max3-0 sep5-1 sep5-2 sep3-0 sep3-3 sep3-1 sep3-2",
+    ),
+    "pcdarts_in1k": (
+        "skip-1 sep3-0 sep3-0 skip-1 sep3-1 sep3-3 sep3-1 dil5-4",
+        "sep3-0 skip-1 dil5-2 max3-1 sep3-2 sep3-1 sep5-0 sep3-3",
+    ),
+    "nasnet": (
+        "sep5-1 sep3-0 sep5-0 sep3-0 avg3-1 skip-0 avg3-0 avg3-0 sep3-1 skip-1",
+        "sep5-1 sep7-0 max3-1 sep7-0 avg3-1 sep5-0 skip-3 avg3-2 sep3-2 max3-1",
+        [2, 3, 4, 5, 6],
+        [4, 5, 6],
+    ),
+    "pnasnet": (
+        "sep5-0 max3-0 sep7-1 max3-1 sep5-1 sep3-1 sep3-4 max3-1 sep3-0 skip-1",
+        "sep5-0 max3-0 sep7-1 max3-1 sep5-1 sep3-1 sep3-4 max3-1 sep3-0 skip-1",
+        [2, 3, 4, 5, 6],
+        [2, 3, 4, 5, 6],
+    ),
+    "amoebanet": (
+        "avg3-0 max3-1 sep3-0 sep5-2 sep3-0 avg3-3 sep3-1 skip-1 skip-0 avg3-1",
+        "avg3-0 sep3-1 max3-0 sep7-2 sep7-0 avg3-1 max3-0 max3-1 conv7x1_1x7-0 sep3-5",
+        [4, 5, 6],
+        [3, 4, 6],
+    ),
+    "unnas_imagenet_cls": (
+        "sep3-1 sep3-0 sep3-1 sep3-0 sep3-0 sep3-2 sep5-1 sep3-0",
+        "max3-0 skip-1 max3-0 dil5-2 max3-0 sep3-2 sep3-4 dil5-3",
+    ),
+    "unnas_imagenet_rot": (
+        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 sep3-0 sep3-0 sep3-1",
+        "sep3-1 sep3-0 sep3-2 sep3-1 sep3-1 sep3-2 sep3-4 sep5-2",
+    ),
+    "unnas_imagenet_col": (
+        "skip-0 sep3-1 sep3-1 skip-0 sep3-0 sep3-3 sep3-0 sep3-2",
+        "max3-0 sep3-1 max3-0 sep3-1 max3-0 sep5-3 max3-0 sep3-4",
+    ),
+    "unnas_imagenet_jig": (
+        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-3 sep3-1 sep5-0",
+        "sep5-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1 sep5-0 sep3-1",
+    ),
+    "unnas_imagenet22k_cls": (
+        "sep3-1 skip-0 sep3-1 sep3-2 sep3-1 sep3-2 sep3-1 sep3-0",
+        "max3-0 max3-1 dil5-2 max3-0 dil5-3 dil5-2 dil5-4 dil5-3",
+    ),
+    "unnas_imagenet22k_rot": (
+        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1",
+        "max3-0 sep5-1 dil5-2 sep5-0 dil5-3 sep3-2 sep3-4 sep3-3",
+    ),
+    "unnas_imagenet22k_col": (
+        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-2 sep3-1 sep3-3 sep3-0",
+        "max3-0 skip-1 dil5-2 sep3-0 sep3-3 sep3-0 sep3-4 sep5-1",
+    ),
+    "unnas_imagenet22k_jig": (
+        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 sep3-0 sep3-0 sep3-4",
+        "sep5-0 skip-1 sep5-0 sep3-2 sep5-0 sep5-3 sep5-0 sep5-4",
+    ),
+    "unnas_cityscapes_seg": (
+        "skip-0 sep5-1 sep3-1 sep3-0 sep3-0 sep3-1 sep3-0 sep3-1",
+        "sep3-0 avg3-1 avg3-1 sep5-0 sep3-2 sep5-0 sep3-4 sep5-2",
+    ),
+    "unnas_cityscapes_rot": (
+        "sep3-1 sep3-0 sep3-2 sep3-1 sep3-0 sep3-3 sep3-1 sep3-0",
+        "max3-0 sep5-1 sep5-2 sep5-1 sep5-3 dil5-2 sep5-2 sep5-0",
+    ),
+    "unnas_cityscapes_col": (
+        "dil3-1 sep3-0 skip-0 sep5-2 dil3-3 skip-0 skip-0 sep3-1",
+        "avg3-1 avg3-0 avg3-1 avg3-0 avg3-1 avg3-0 avg3-1 skip-4",
+    ),
+    "unnas_cityscapes_jig": (
+        "dil5-1 sep5-0 sep3-0 sep3-1 sep3-0 sep3-2 sep3-0 dil5-1",
+        "avg3-0 skip-1 dil5-1 dil5-2 dil5-2 dil5-0 dil5-3 dil5-2",
+    ),
+}
+
+
+def named_cell(name: str) -> Genotype:
+    """The genotype of a name in CELLS."""
+
+    def pairs(text):
+        return [(SHORT_NAMES[op], int(j)) for op, j in (pair.rsplit("-", 1) for pair in text.split())]
+
+    normal, reduce, *concats = CELLS[name]
+    normal_concat, reduce_concat = concats or ([2, 3, 4, 5], [2, 3, 4, 5])
+    return Genotype(pairs(normal), normal_concat, pairs(reduce), reduce_concat)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading and writing
+
+
+def parse_genotype(fields, where: str) -> Genotype:
+    """A genotype from parsed JSON, checked; `where` opens the message of the InputError that anything malformed gets."""
+
+    def is_index(value):
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    if not isinstance(fields, dict) or not set(Genotype._fields) <= set(fields):
+        raise InputError(f"{where}: a genotype has the fields {', '.join(Genotype._fields)}")
+    cells = []
+    for cell in ("normal", "reduce"):
+        pairs, concat = fields[cell], fields[f"{cell}_concat"]
+        if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
+            count = len(pairs) if isinstance(pairs, list) else repr(pairs)
+            raise InputError(f"{where}: {cell} needs two [op, input] pairs for each node, it has {count}")
+        for k, pair in enumerate(pairs):
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise InputError(f"{where}: {cell}: {pair!r} is not an [op, input] pair")
+            op, j = pair
+            node = 2 + k // 2
+            if op not in OP_NAMES:
+                raise InputError(f"{where}: {cell}: unknown op {op!r}; known: {', '.join(OP_NAMES)}")
+            if not is_index(j) or not 0 <= j < node:
+                raise InputError(f"{where}: {cell}: node {node} takes inputs 0 to {node - 1}, not {j!r}")
+        last = 1 + len(pairs) // 2
+        if not isinstance(concat, list) or not concat:
+            raise InputError(f"{where}: {cell}_concat is empty; it lists the nodes that make the output")
+        for j in concat:
+            if not is_index(j) or not 2 <= j <= last or concat.count(j) > 1:
+                raise InputError(f"{where}: {cell}_concat lists nodes from 2 to {last}, each once, not {concat}")
+        cells += [[(op, j) for op, j in pairs], list(concat)]
+    return Genotype(*cells)
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from None
+
+
+def load_arch(text: str) -> Genotype:
+    """An architecture from the command line: a name (`darts_v2`), a file (`runs/x/genotype.json`), or
+    `archs.json:ID` for one of a list. InputError says what is wrong with anything else."""
+    if text in CELLS:
+        return named_cell(text)
+    if Path(text).is_file():
+        entry = read_json(text)
+        if isinstance(entry, list):
+            raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
+        where = text
+    else:
+        path, colon, arch_id = text.rpartition(":")
+        if not colon or not Path(path).is_file():
+            raise InputError(f"no architecture {text!r}: neither a file nor one of {', '.join(CELLS)}")
+        entries = read_json(path)
+        entries = entries if isinstance(entries, list) else []
+        entry = next((e for e in entries if isinstance(e, dict) and e.get("id") == arch_id), None)
+        if entry is None:
+            raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(entries)}")
+        where = text
+    if not isinstance(entry, dict) or entry.get("space") != "darts":
+        raise InputError(f'{where}: an architecture is an object with "space": "darts" and a "genotype"')
+    return parse_genotype(entry.get("genotype"), where)
+
+
+def save_genotype(path, genotype: Genotype, **meta):
+    """Writes genotype.json; a reader sees the old file or the new one, never half of one."""
+    entry = {"space": "darts", "genotype": genotype._asdict(), "meta": meta}
+    partial = Path(f"{path}.tmp")
+    partial.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def to_text(genotype: Genotype) -> str:
+    lines = []
+    for cell in ("normal", "reduce"):
+        pairs, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+        lines.append(f"{cell} cell, output = concat of nodes {', '.join(map(str, concat))}")
+        for node, (a, b) in enumerate(zip(pairs[::2], pairs[1::2]), start=2):
+            lines.append(f"  {node} = {a[0]}({a[1]}) + {b[0]}({b[1]})")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing. Every node has a row, in which its rail runs to the right, and a column for its two ops. An op hangs on the
+# rail of its input; the ops of a column run down into their node. No label can meet another, whatever the cell.
+
+KIND_COLORS = {"sep": "#a6cee3", "dil": "#fdd49e", "conv": "#a6cee3", "max": "#d9d9d9", "avg": "#d9d9d9"}  # else white
+PITCH = 1.9  # column width, in box heights
+
+
+def draw_cell(ax, pairs, concat, title):
+    nodes = len(pairs) // 2
+    columns = [pairs[2 * n : 2 * n + 2] for n in range(nodes)]
+    stacked = {a[1] for a, b in columns if a[1] == b[1]}  # rows with two ops under one another
+    tops = [0.0]
+    for row in range(nodes + 2):
+        tops.append(tops[-1] - (1.75 if row in stacked else 1.15))
+    x_out = nodes * PITCH + 0.5
+
+    def wires(*paths):
+        for xs, ys in paths:  # a halo: what crosses does not join
+            ax.plot(xs, ys, color="white", lw=5, solid_capstyle="butt", zorder=1)
+        for xs, ys in paths:
+            ax.plot(xs, ys, color="#444444", lw=1.2, zorder=1)
+
+    for row in range(nodes + 2):  # the rails, from the node to the last that reads it
+        readers = [n for n, ops in enumerate(columns) if row in (ops[0][1], ops[1][1])]
+        start = -0.35 if row < 2 else (row - 2) * PITCH + 1.72
+        ends = [n * PITCH + 0.22 for n in readers] + ([x_out] if row in concat else [])
+        if ends:
+            wires(([start, max(ends)], [tops[row]] * 2))
+        name = ("$c_{k-2}$", "$c_{k-1}$")[row] if row < 2 else str(row)
+        box = dict(boxstyle="circle,pad=0.25" if row > 1 else "round,pad=0.25", fc="#fff7bc", ec="#444444", lw=1)
+        ax.text(start - (0.25 if row < 2 else 0), tops[row], name, ha="center", va="center", fontsize=9, bbox=box, zorder=4)
+    for n, ops in enumerate(columns):
+        x = n * PITCH
+        second = 0.6 if ops[0][1] == ops[1][1] else 0  # the second of two ops on one rail hangs lower
+        ys = [tops[ops[0][1]] - 0.45, tops[ops[1][1]] - 0.45 - second]
+        path_xs = [x + 0.22, x + 0.22, x + 1.72, x + 1.72]  # rail, down, through the box, down to the node
+        wires(*((path_xs, [tops[row], y, y, tops[n + 2]]) for (_, row), y in zip(ops, ys)))
+        for (op, row), y in zip(ops, ys):
+            ax.plot(x + 0.22, tops[row], "o", color="#444444", ms=3, zorder=2)
+            color = KIND_COLORS.get(op.split("_")[0], "white")
+            box = dict(boxstyle="round,pad=0.3", fc=color, ec="#444444", lw=0.8)
+            ax.text(x + 0.96, y, op.replace("_", " "), ha="center", va="center", fontsize=6.8, bbox=box, zorder=3)
+    ys = [tops[row] for row in concat]
+    ax.plot([x_out, x_out], [max(ys) + 0.2, min(ys) - 0.2], color="#444444", lw=4, solid_capstyle="butt", zorder=3)
+    ax.text(x_out + 0.15, (max(ys) + min(ys)) / 2, "concat", rotation=90, ha="left", va="center", fontsize=9)
+    ax.set(xlim=(-1, x_out + 0.6), ylim=(tops[nodes + 1] - 0.5, 0.6))
+    ax.set_title(title, fontsize=10)
+    ax.axis("off")
+    return x_out + 1.6, -tops[nodes + 1] + 1.1
+
+
+def draw(genotype: Genotype, path, title: str = ""):
+    """Draws the normal and the reduction cell side by side; the ending of `path` gives the format."""
+    import matplotlib.figure  # here, so that everything else works without matplotlib
+
+    figure = matplotlib.figure.Figure()
+    axes = figure.subplots(1, 2)
+    sizes = [
+        draw_cell(ax, getattr(genotype, cell), getattr(genotype, f"{cell}_concat"), f"{title} {name} cell".strip())
+        for ax, cell, name in zip(axes, ("normal", "reduce"), ("normal", "reduction"))
+    ]
+    figure.set_size_inches(0.62 * sum(w for w, _ in sizes), 0.62 * max(h for _, h in sizes))
+    figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.04)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:  # an unknown ending, a missing folder
+        raise InputError(f"cannot draw to {path}: {error}") from None
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Print a cell as text, and draw it.")
+    parser.add_argument("arch", nargs="?", help="a name, a genotype.json, or archs.json:ID (default: list the names)")
+    parser.add_argument("--draw", metavar="FILE", help="also draw it; .png, .pdf or .svg")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    if args.arch is None:
+        print("\n".join(CELLS))
+        return
+    genotype = load_arch(args.arch)
+    print(to_text(genotype))
+    if args.draw:
+        draw(genotype, args.draw, title=Path(args.arch).name if args.arch in CELLS else "")
+
+
+if __name__ == "__main__":
+    errors.run(main, parse_args())

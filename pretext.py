@@ -1,0 +1,312 @@
+"""The tasks: classification (cls) and, without labels, rotation (rot), colorization (col) and jigsaw puzzles (jig).
+
+A task owns all that depends on it: the network's input, the number of classes, head, loss and metric. `prepare` turns a
+batch of uint8 images into network inputs and targets, on the batch's device and for the whole batch at once. Inside,
+tensors are (B, H, W, C), which is what channels_last is in memory. Sec. 3.2 of the paper; where its text is silent we
+follow the official code, but evaluation draws nothing at random, so that it gives the same number every time.
+"""
+
+import itertools
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from errors import InputError
+from ops import total_stride
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Augmentation, (B, H, W, C)
+
+
+def random_flip(x):
+    """Mirrors each image with probability 1/2."""
+    flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    return torch.where(flip, x.flip(2), x)
+
+
+def random_crop_flip(x, padding):
+    """Pads with zeros, takes a random window of the old size, mirrors it with probability 1/2."""
+    B, H, W, _ = x.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, B, 1), device=x.device)
+    rows = offsets[0] + torch.arange(H, device=x.device)  # (B, H)
+    cols = offsets[1] + torch.arange(W, device=x.device)  # (B, W)
+    cols = torch.where(torch.rand(B, 1, device=x.device) < 0.5, cols.flip(1), cols)
+    x = F.pad(x, (0, 0, padding, padding, padding, padding))
+    return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
+
+
+def cutout(x, length):
+    """Zeroes a square of side `length` around a random pixel of each input; x is (B, C, H, W). DeVries & Taylor 2017."""
+    B, _, H, W = x.shape
+
+    def inside(size):
+        start = torch.randint(0, size, (B, 1), device=x.device) - length // 2
+        position = torch.arange(size, device=x.device)
+        return (position >= start) & (position < start + length)  # (B, size)
+
+    return x.masked_fill((inside(H)[:, :, None] & inside(W)[:, None, :])[:, None], 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads: called with the features (B, C, h, w) and the (H, W) of the network's input
+
+
+class PooledHead(nn.Module):
+    """Global average pool and a linear layer; with several views (tiles) an image, their pooled features side by side."""
+
+    def __init__(self, C, num_classes, views=1):
+        super().__init__()
+        self.classifier = nn.Linear(views * C, num_classes)
+
+    def forward(self, x, size):  # (B*views, C, h, w)
+        x = x.mean((2, 3)).view(-1, self.classifier.in_features)  # (B, views*C)
+        return self.classifier(x)  # (B, num_classes)
+
+
+class PixelHead(nn.Module):
+    """A linear layer at each position, then bilinear upsampling to the input's size."""
+
+    def __init__(self, C, num_classes):
+        super().__init__()
+        self.classifier = nn.Conv2d(C, num_classes, 1)
+
+    def forward(self, x, size):
+        return F.interpolate(self.classifier(x), size=size, mode="bilinear", align_corners=True)  # (B, classes, H, W)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks
+
+
+class Task:
+    """What the tasks have in common: cross-entropy and the share of correct predictions.
+
+    `data` gives the classes and the colour statistics, `size` is the side of the images. `grid` is the jigsaw's. Of the
+    attributes, `in_channels` and `input_size` describe what the network sees, `views` how often for each image.
+    """
+
+    in_channels, views = 3, 1
+    uses_labels = False
+    one_target_per_input = False  # what label smoothing, cutout and an auxiliary classifier are made for
+    metric, higher_is_better = "top1", True  # percent
+
+    def __init__(self, data, size, grid, device):
+        self.size = self.input_size = size
+        self.mean = torch.tensor(data.mean, device=device)
+        self.std = torch.tensor(data.std, device=device)
+
+    def normalize(self, images):
+        """uint8 (B, 3, H, W) -> float (B, H, W, 3) with the data set's mean and standard deviation taken out."""
+        x = images.permute(0, 2, 3, 1)
+        return (x / 255 - self.mean) / self.std
+
+    def augmented(self, images, train):
+        """Normalised; in training flipped and cropped with 1/8 of the size as padding (4 pixels at 32)."""
+        x = self.normalize(images)
+        return random_crop_flip(x, self.size // 8) if train else x  # zeros are the mean colour: pad after normalising
+
+    def prepare(self, images, labels, index, train):
+        """images uint8 (B, 3, H, W), labels (B,) or None, index (B,) in the data set -> inputs (B*views, C, h, w),
+        targets. `train` turns random augmentation on; without it the result depends on nothing but the arguments."""
+        raise NotImplementedError
+
+    def head(self, C) -> nn.Module:
+        return PooledHead(C, self.num_classes)
+
+    def loss(self, logits, targets, label_smoothing=0.0):
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def score(self, logits, targets):
+        """Sums over a batch that `metrics` makes its result of; the last is the number of targets."""
+        correct = (logits.argmax(1) == targets).sum()
+        return torch.stack([correct, torch.full_like(correct, targets.numel())])
+
+    def metrics(self, scores) -> dict:
+        correct, count = scores.tolist()
+        return {"top1": 100 * correct / count}
+
+
+class Classification(Task):
+    uses_labels = one_target_per_input = True
+
+    def __init__(self, data, size, grid, device):
+        super().__init__(data, size, grid, device)
+        self.num_classes = len(data.classes)
+
+    def prepare(self, images, labels, index, train):
+        return self.augmented(images, train).permute(0, 3, 1, 2), labels  # (B, 3, H, W), (B,)
+
+
+class Rotation(Task):
+    """Which of four rotations an image has; all four of each image are in the batch. Gidaris et al. 2018."""
+
+    num_classes = views = 4
+    one_target_per_input = True
+
+    def prepare(self, images, labels, index, train):
+        x = self.augmented(images, train)
+        x = torch.stack([torch.rot90(x, k, (1, 2)) for k in range(4)], 1)  # (B, 4, H, W, 3), counter-clockwise
+        targets = torch.arange(4, device=x.device).repeat(len(x))  # (B*4,)
+        return x.flatten(0, 1).permute(0, 3, 1, 2), targets  # (B*4, 3, H, W)
+
+
+class Colorization(Task):
+    """Which of 313 colours each pixel has, from its lightness. Zhang et al. 2016, without re-balancing of classes."""
+
+    in_channels = 1
+    num_classes = 313
+
+    def __init__(self, data, size, grid, device):
+        super().__init__(data, size, grid, device)
+        lightness, bins = color_tables()
+        self.bins = bins.to(device)
+        # The official code normalises L / 100 by the mean over the channels of the RGB statistics.
+        self.lightness = ((lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()).to(device)
+
+    def prepare(self, images, labels, index, train):
+        x = images.permute(0, 2, 3, 1)
+        x = (random_flip(x) if train else x).int()
+        color = (x[..., 0] << 16) | (x[..., 1] << 8) | x[..., 2]  # (B, H, W)
+        return self.lightness[color].unsqueeze(1), self.bins[color].long()  # (B, 1, H, W), (B, H, W)
+
+    def head(self, C):
+        return PixelHead(C, self.num_classes)
+
+
+class Jigsaw(Task):
+    """Which permutation a grid of tiles was shuffled by: tile k stands in slot perm[k]. Noroozi & Favaro 2016."""
+
+    gray_probability = 0.3
+    min_std = 1e-3  # a tile of one colour stays finite
+
+    def __init__(self, data, size, grid, device):
+        super().__init__(data, size, grid, device)
+        self.grid, self.views = grid, grid * grid
+        self.patch = size // grid
+        self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give the solution away
+        perms = torch.from_numpy(permutations(grid)).to(device)  # (P, T)
+        self.num_classes = len(perms)
+        self.tile_in_slot = perms.argsort(1)
+
+    def prepare(self, images, labels, index, train):
+        x = self.normalize(images)
+        B, device, gap = len(x), x.device, self.patch - self.input_size
+        if train:
+            x = random_flip(x)
+            gray = torch.rand(B, 1, 1, 1, device=device) < self.gray_probability
+            x = torch.where(gray, self.to_gray(x), x)
+            targets = torch.randint(0, self.num_classes, (B,), device=device)
+            offsets = torch.randint(0, gap + 1, (2, B, self.views, 1), device=device)
+        else:
+            targets = index % self.num_classes
+            offsets = torch.full((2, B, self.views, 1), gap // 2, device=device)
+        tile = self.tile_in_slot[targets].unsqueeze(-1)  # (B, T, 1)
+        position = torch.arange(self.input_size, device=device)
+        rows = tile // self.grid * self.patch + offsets[0] + position  # (B, T, t)
+        cols = tile % self.grid * self.patch + offsets[1] + position
+        image = torch.arange(B, device=device).view(B, 1, 1, 1)
+        x = x[image, rows.unsqueeze(3), cols.unsqueeze(2)]  # (B, T, t, t, 3)
+        # One mean and one deviation a tile, over all pixels and channels, as in the official code.
+        std, mean = torch.std_mean(x, dim=(2, 3, 4), correction=0, keepdim=True)
+        x = (x - mean) / std.clamp(min=self.min_std)
+        return x.flatten(0, 1).permute(0, 3, 1, 2), targets  # (B*T, 3, t, t), (B,)
+
+    def to_gray(self, x):
+        luma = torch.tensor([0.2125, 0.7154, 0.0721], device=x.device)  # BT.709
+        gray = ((x * self.std + self.mean) * luma).sum(-1, keepdim=True)  # (B, H, W, 1)
+        return (gray - self.mean) / self.std
+
+    def head(self, C):
+        return PooledHead(C, self.num_classes, self.views)
+
+
+TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jigsaw}
+
+
+def make_task(name, data, size, stem, layers, device) -> Task:
+    """The task for a data set and a network of that stem and depth, or InputError where they do not fit."""
+    if TASKS[name].uses_labels and data.labels is None:
+        raise InputError(f"task {name} needs labels: a folder of images has them as train/<class>/*")
+    task = TASKS[name](data, size, 2 if stem == "cifar" else 3, device)  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
+    stride = total_stride(stem, layers)
+    if task.input_size < stride:
+        raise InputError(f"--size {size}: task {name} shows the network {task.input_size} pixels, which the {stem} stem and "
+                         f"{layers} cells divide by {stride}, to less than one")  # fmt: skip
+    return task
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Jigsaw: permutations
+
+
+@lru_cache
+def permutations(grid) -> np.ndarray:
+    """(P, grid * grid) int64: all 24 permutations of a 2x2 grid in lexicographic order, 1000 of a 3x3 grid that are far
+    from each other: of 20,000 random ones, each time one whose distance (number of positions that differ) to the nearest
+    of those already taken is largest, and among these one with the largest mean distance."""
+    tiles = grid * grid
+    if grid == 2:
+        return np.array(list(itertools.permutations(range(tiles))))
+    rng = np.random.RandomState(0)  # its stream is frozen, so all versions of numpy make the same task
+    candidates = np.argsort(rng.rand(20_000, tiles), axis=1).astype(np.int8)
+    nearest = np.full(len(candidates), tiles)
+    total = np.zeros(len(candidates))
+    chosen = [0]
+    while len(chosen) < 1000:
+        distance = (candidates != candidates[chosen[-1]]).sum(1)
+        nearest = np.minimum(nearest, distance)
+        total += distance
+        chosen.append(int(np.argmax(nearest * 1e6 + total)))
+    return candidates[chosen].astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colorization: 8-bit RGB -> lightness and colour bin
+
+# The bins of Zhang et al.: for a = -90, -80, ..., 100, b runs in steps of 10 from the first to the second row's value.
+B_LOW = [50, 20, 0, -20, -30, -40, -50, -50, -60, -70, -80, -80, -90, -100, -100, -110, -110, -110, -110, -90]
+B_HIGH = [90, 90, 90, 90, 100, 100, 100, 100, 100, 100, 90, 90, 90, 90, 80, 80, 80, 70, 70, 0]
+BINS = [(a, b) for a, low, high in zip(range(-90, 101, 10), B_LOW, B_HIGH) for b in range(low, high + 1, 10)]
+
+# sRGB to CIE XYZ (IEC 61966-2-1), and the white point D65 of the 2 degree observer
+RGB_TO_XYZ = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+WHITE = [0.95047, 1.0, 1.08883]
+
+
+def rgb_to_lab(rgb):
+    """8-bit RGB (..., 3) -> CIE Lab (..., 3) in float64."""
+    rgb = rgb.double() / 255
+    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = linear @ torch.tensor(RGB_TO_XYZ).double().T / torch.tensor(WHITE).double()
+    f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = f.unbind(-1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+def nearest_bin(ab):
+    """(N, 2) float64 -> (N,) index of the nearest bin. The bins lie on a grid of step 10: where the nearest point of the
+    grid is a bin, it is the nearest bin; only the others are compared with all 313."""
+    bins = torch.tensor(BINS).double()
+    on_grid = torch.full((23, 23), -1)  # [a / 10 + 11, b / 10 + 11]
+    on_grid[tuple((bins / 10 + 11).long().T)] = torch.arange(len(bins))
+    index = on_grid[tuple(((ab / 10).round() + 11).long().T)]
+    rest = (index < 0).nonzero().squeeze(1)
+    index[rest] = torch.cdist(ab[rest], bins, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    return index
+
+
+@lru_cache
+def color_tables():
+    """Lightness (2^24,) float32 and bin (2^24,) int16 of every 8-bit colour, at index r * 65536 + g * 256 + b."""
+    lightness = torch.empty(2**24)
+    bins = torch.empty(2**24, dtype=torch.int16)
+    gb = torch.cartesian_prod(torch.arange(256), torch.arange(256))  # (65536, 2)
+    for r in range(256):
+        lab = rgb_to_lab(F.pad(gb, (1, 0), value=r))
+        part = slice(r << 16, (r + 1) << 16)
+        lightness[part] = lab[:, 0]
+        bins[part] = nearest_bin(lab[:, 1:])
+    return lightness, bins

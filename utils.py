@@ -1,0 +1,256 @@
+"""What both training scripts share and no task or model needs to know: set-up, evaluation, logs, checkpoints, counts."""
+
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch.utils.flop_counter import FlopCounterMode
+
+from errors import InputError, at_least
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line and set-up
+
+
+def add_run_arguments(group):
+    """The options of a run that are not about data, model or optimiser."""
+    group.add_argument("--out", metavar="DIR", help="where to write (default: a name under runs/)")
+    group.add_argument("--seed", type=int, default=0, help="of initialisation, data order and augmentation")
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
+    group.add_argument("--deterministic", action="store_true", help="the same numbers each time on a GPU as well")
+    group.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="between two lines")
+
+
+def fill_defaults(args, defaults):
+    """Gives the options that were not on the command line their values from a table."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def setup(args):
+    """Seeds everything and returns the device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("one process only; start it with python, not with torchrun")
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
+        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    seed_everything(args.seed)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return device
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def environment(device):
+    """What a result depends on besides its arguments."""
+    commit = None
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
+        pass
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "git_commit": commit,
+        "world_size": 1,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}, "
+        f"{torch.get_num_threads()} threads",
+    }
+
+
+def cosine_lr(base, epoch, epochs, warmup_epochs=0):
+    """The learning rate of an epoch: half a cosine from base to 0; the first ones linearly from a tenth of that."""
+    lr = 0.5 * base * (1 + math.cos(math.pi * epoch / epochs))
+    if epoch < warmup_epochs:
+        lr *= 0.1 + 0.9 * epoch / warmup_epochs
+    return lr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Counts
+
+
+def count_params(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def count_macs(build, input_shape):
+    """Multiply-accumulates of the convolutions and linear layers for one input. `build` makes the network, on the meta
+    device: no memory, no time."""
+    with torch.device("meta"):
+        network, x = build().eval(), torch.empty(1, *input_shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x)
+    return counter.get_total_flops() // 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Averages, evaluation
+
+
+class Meter:
+    """Sums loss and scores on the device; the host waits for them only in `result`."""
+
+    def __init__(self, task):
+        self.task, self.loss, self.scores = task, 0.0, 0
+
+    def update(self, loss, logits, targets):
+        scores = self.task.score(logits.detach(), targets)
+        self.loss = self.loss + loss.detach().double() * scores[-1]
+        self.scores = self.scores + scores
+
+    def result(self):
+        """{"loss": mean, and what the task measures}"""
+        return {"loss": (self.loss / self.scores[-1]).item(), **self.task.metrics(self.scores)}
+
+
+@torch.inference_mode()
+def evaluate(forward, module, task, batches):
+    """Loss and metrics of `forward` with the module in evaluation mode, each image once."""
+    module.eval()
+    meter = Meter(task)
+    for images, labels, index in batches:
+        x, y = task.prepare(images, labels, index, train=False)
+        logits = forward(x)
+        meter.update(task.loss(logits, y), logits, y)
+    return meter.result()
+
+
+def finite(result, epoch, step, task):
+    """The result of a meter, or the end of the run where its loss is not a number."""
+    if not math.isfinite(result["loss"]):
+        raise InputError(f"the loss is {result['loss']} at epoch {epoch}, step {step}, task {task}: try a smaller --lr")
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: all are written under another name and renamed, so that a kill leaves the old or the new one
+
+
+def replace_file(path, write):
+    partial = Path(f"{path}.tmp")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path, value):
+    replace_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def save_checkpoint(out, state, device):
+    """`state`: state dicts and plain values. The random states are added."""
+    rng = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(device)
+    replace_file(out / "checkpoint.pt", lambda file: torch.save({**state, "rng": rng}, file))
+
+
+def load_checkpoint(out, identity):
+    """The checkpoint of a run; `identity` holds what must be as it was when it was written."""
+    path = out / "checkpoint.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["identity"]
+    except Exception as error:  # torch raises many types on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a usable checkpoint ({reason}); remove {out} to start anew") from None
+    for key in identity:
+        if key not in found or found[key] != identity[key]:
+            raise InputError(f"{path} was written with {key} = {found.get(key)}, this run has {identity[key]}; "
+                             "resume with the same settings or choose another --out")  # fmt: skip
+    return state
+
+
+def restore_rng(state, device):
+    torch.set_rng_state(state["rng"]["cpu"])
+    if device.type == "cuda" and "cuda" in state["rng"]:
+        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
+
+
+def open_run(args, default_name):
+    """The folder of a run, not made yet; one that holds a run already is only for --resume."""
+    out = Path(args.out or f"runs/{default_name}")
+    if not args.resume and ((out / "checkpoint.pt").exists() or (out / "log.jsonl").exists()):
+        raise InputError(f"{out} holds a run: --resume goes on with it, --out names another place")
+    return out
+
+
+def identity_of(args, **more):
+    """What two runs must agree on to be the same run: the arguments that are not about where and how to run."""
+    free = {"arch", "out", "resume", "device", "print_every", "data", "download", "deterministic"}
+    return {**{k: v for k, v in vars(args).items() if k not in free}, **more}
+
+
+class Log:
+    """log.jsonl, and the same for people. Lines of an epoch that a resumed run repeats are taken out first."""
+
+    def __init__(self, out, header, first_epoch):
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / "log.jsonl"
+        lines = [header]
+        if first_epoch:
+            lines = []
+            for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+                try:
+                    line = json.loads(text)
+                except ValueError:  # the run was killed while it wrote this
+                    continue
+                if line.get("epoch", 0) <= first_epoch:
+                    lines.append(line)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_file(self.path, lambda file: file.write(text.encode()))
+
+    def write(self, **values):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+class Progress:
+    """A line every --print_every steps: where the run is, how fast, how much time is left. Epochs and steps count from 1."""
+
+    def __init__(self, log, args, steps, epochs_done):
+        self.log, self.every, self.epochs, self.batch_size = log, args.print_every, args.epochs, args.batch_size
+        self.steps, self.start, self.start_step = steps, time.time(), epochs_done * steps
+
+    def step(self, epoch, step, values):
+        """`values()` gives the numbers to print, a dict; it is called only when it is time."""
+        if step % self.every and step != self.steps:
+            return
+        done = (epoch - 1) * self.steps + step
+        rate = (done - self.start_step) / (time.time() - self.start)
+        left = (self.epochs * self.steps - done) / rate
+        numbers = values()
+        text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        print(f"epoch {epoch}/{self.epochs}  step {step}/{self.steps}  {text}  {rate * self.batch_size:.0f} images/s  "
+              f"{clock(left)} left", flush=True)  # fmt: skip
+        self.log.write(epoch=epoch, step=step, **numbers, images_per_second=round(rate * self.batch_size, 1))
+
+
+def clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -92,11 +92,12 @@ def halves(n, seed):
     return order[: n // 2].sort().values, order[n // 2 : n // 2 * 2].sort().values
 
 
-def split_hash(data, *parts):
-    """12 hex digits that change with the images of a data set or with their split (index tensors)."""
-    digest = hashlib.sha256("\n".join(data.names).encode())
+def split_hash(*parts):
+    """12 hex digits that stand for which images are used for what; a part is an ImageSet or an index tensor."""
+    digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.numpy().tobytes())
+        text = "\n".join(part.names).encode() if isinstance(part, ImageSet) else part.numpy().tobytes()
+        digest.update(text + b"\n\n")
     return digest.hexdigest()[:12]
 
 
@@ -133,8 +134,9 @@ def object_parts(name, u, v):
     def triangle(y, w, h):  # upright, its base at height y
         return np.minimum(v - y, (1 - (v - y) / h) * w - abs(u))
 
-    red, blue, white, brown, green = (0.8, 0.2, 0.15), (0.2, 0.3, 0.75), (0.9, 0.88, 0.8), (0.45, 0.3, 0.15), (0.15, 0.5, 0.15)
-    orange, yellow, gray, black, pink = (0.95, 0.55, 0.1), (0.95, 0.85, 0.2), (0.55, 0.55, 0.6), (0.1, 0.1, 0.1), (0.9, 0.45, 0.6)
+    red, orange, yellow, green = (0.8, 0.2, 0.15), (0.95, 0.55, 0.1), (0.95, 0.85, 0.2), (0.15, 0.5, 0.15)
+    blue, brown, pink = (0.2, 0.3, 0.75), (0.45, 0.3, 0.15), (0.9, 0.45, 0.6)
+    white, gray, black = (0.9, 0.88, 0.8), (0.55, 0.55, 0.6), (0.1, 0.1, 0.1)
     return {
         "ball": [(disk(0, 0.9, 0.9), orange)],
         "box": [(rect(0, 0.7, 0.8, 0.7), brown)],
@@ -301,9 +303,7 @@ def load_folder(root, size, limit):
     if new:
         raise InputError(f"{test_root}: classes that {train_root} does not have: {', '.join(new[:5])}")
     if not test_root:
-        order = choose(len(files), None) if len(files) < 2 else torch.randperm(
-            len(files), generator=torch.Generator().manual_seed(SPLIT_SEED))  # fmt: skip
-        held_out = set(order[: max(1, round(HELD_OUT * len(files)))].tolist())
+        held_out = set(choose(len(files), max(1, round(HELD_OUT * len(files)))).tolist())
         test_files = [f for i, f in enumerate(files) if i in held_out]
         files = [f for i, f in enumerate(files) if i not in held_out]
 
@@ -332,8 +332,16 @@ def add_arguments(group):
     group.add_argument("--dataset", choices=["shapes", "cifar10", "folder"], default="shapes")
     group.add_argument("--data", metavar="PATH", help="where it is: the folder of images, the root of cifar10")
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
-    group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images for training and evaluation")
+    group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
     group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of the square images")
+
+
+def print_unreadable(*sets, most=5):
+    for path, reason in [entry for data in sets for entry in data.unreadable][:most]:
+        print(f"left out, unreadable: {path} ({reason})")
+    total = sum(len(data.unreadable) for data in sets)
+    if total > most:
+        print(f"... and {total - most} more; python data.py lists them")
 
 
 def report(train, test):

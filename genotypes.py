@@ -230,6 +230,14 @@ def load_arch(text: str) -> Genotype:
     return parse_genotype(entry.get("genotype"), where)
 
 
+def short_name(text: str) -> str:
+    """What to call an architecture of the command line: its name or id, for runs/x/genotype.json x."""
+    if text in CELLS:
+        return text
+    path = Path(text)
+    return (path.absolute().parent.name if path.is_file() else text.rpartition(":")[2]).removeprefix("search_")
+
+
 def save_genotype(path, genotype: Genotype, **meta):
     """Writes genotype.json; a reader sees the old file or the new one, never half of one."""
     entry = {"space": "darts", "genotype": genotype._asdict(), "meta": meta}

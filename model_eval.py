@@ -1,11 +1,13 @@
 """One fixed architecture as a network: a genotype, stacked, with a stem, a head and perhaps an auxiliary head."""
 
+import math
+
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
+from errors import InputError
 from genotypes import Genotype
-from ops import OPS, STEMS, drop_path, factorized_reduce, reduction_cells, relu_conv_bn
+from ops import OPS, STEMS, drop_path, factorized_reduce, reduction_cells, relu_conv_bn, total_stride
 
 
 class Cell(nn.Module):
@@ -19,9 +21,7 @@ class Cell(nn.Module):
         pairs = genotype.reduce if reduction else genotype.normal
         self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
         self.inputs = [j for _, j in pairs]
-        self.ops = nn.ModuleList(
-            OPS[op](C, 2 if reduction and j < 2 else 1, affine=True, copies=1) for op, j in pairs
-        )
+        self.ops = nn.ModuleList(OPS[op](C, 2 if reduction and j < 2 else 1, affine=True, copies=1) for op, j in pairs)
 
     def forward(self, s0, s1, drop):  # drop: the probability to drop a path
         states = [self.preprocess0(s0), self.preprocess1(s1)]
@@ -54,6 +54,16 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, x):  # (B, C, 8, 8) or (B, C, 7, 7)
         return self.classifier(self.features(x).mean((2, 3)))  # (B, num_classes)
+
+
+def check_auxiliary(task, stem, layers):
+    """InputError where an auxiliary head has no place."""
+    if not task.classifies_inputs:
+        raise InputError("--auxiliary is for tasks with one class for each input of the network: cls and rot")
+    size = math.ceil(task.input_size / total_stride(stem, layers))
+    smallest = {"cifar": 8, "imagenet": 7}[stem]  # for its pool and its 2x2 convolution
+    if size < smallest:
+        raise InputError(f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}")
 
 
 class Network(nn.Module):

@@ -43,16 +43,22 @@ class MixedEdges(nn.Module):
                 self.shared[name] = nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if is_pool else op
 
     def forward(self, x, weights):  # (B, C, H, W), (E, number of ops)
+        weight = dict(zip(PRIMITIVES, weights.unbind(1)))  # (E,) for each op
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
-        mixed = None
-        for name, weight in zip(PRIMITIVES, weights.unsqueeze(-1).unbind(1)):  # weight: (E, 1)
-            if name == "none":
-                continue
-            y = self.shared[name](x) if name in self.shared else self.copied[name](x_copies)
-            y = y.permute(0, 2, 3, 1).unflatten(3, (-1, self.C))  # (B, h, w, 1 or E, C); free in channels_last
-            mixed = y * weight if mixed is None else torch.addcmul(mixed, y, weight)
+        # The BN that ends an op multiplies by the edge's weight in the same pass.
+        outputs = [scaled_bn(op[-1], op[:-1](x_copies), weight[name]) for name, op in self.copied.items()]
+        mixed = add(outputs).permute(0, 2, 3, 1).unflatten(3, (self.copies, self.C))  # a view, in channels_last
+        for name, op in self.shared.items():
+            y = op(x).permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
+            mixed = torch.addcmul(mixed, y, weight[name][:, None])  # (B, h, w, E, C)
         # unbind, as the backward of a slice would fill a tensor of this size with zeros for each edge
         return [edge.permute(0, 3, 1, 2) for edge in mixed.unbind(3)]  # E x (B, C, h, w)
+
+
+def scaled_bn(bn, x, weight):
+    """Non-affine BN of E copies (B, E*C, h, w), times weight (E,)."""
+    weight = weight.repeat_interleave(x.shape[1] // len(weight))
+    return F.batch_norm(x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps)
 
 
 class Cell(nn.Module):

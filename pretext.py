@@ -85,12 +85,12 @@ class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions.
 
     `data` gives the classes and the colour statistics, `size` is the side of the images. `grid` is the jigsaw's. Of the
-    attributes, `in_channels` and `input_size` describe what the network sees, `views` how often for each image.
+    attributes, `in_channels`, `input_size` and `inputs_per_target` describe what the network sees.
     """
 
-    in_channels, views = 3, 1
+    in_channels, inputs_per_target = 3, 1
+    classifies_inputs = True  # one target for each input of the network, as an auxiliary classifier needs it
     uses_labels = False
-    one_target_per_input = False  # what label smoothing, cutout and an auxiliary classifier are made for
     metric, higher_is_better = "top1", True  # percent
 
     def __init__(self, data, size, grid, device):
@@ -109,8 +109,8 @@ class Task:
         return random_crop_flip(x, self.size // 8) if train else x  # zeros are the mean colour: pad after normalising
 
     def prepare(self, images, labels, index, train):
-        """images uint8 (B, 3, H, W), labels (B,) or None, index (B,) in the data set -> inputs (B*views, C, h, w),
-        targets. `train` turns random augmentation on; without it the result depends on nothing but the arguments."""
+        """images uint8 (B, 3, H, W), labels (B,) or None, index (B,) in the data set -> inputs (B', C, h, w), targets.
+        `train` turns random augmentation on; without it the result depends on nothing but the arguments."""
         raise NotImplementedError
 
     def head(self, C) -> nn.Module:
@@ -130,7 +130,7 @@ class Task:
 
 
 class Classification(Task):
-    uses_labels = one_target_per_input = True
+    uses_labels = True
 
     def __init__(self, data, size, grid, device):
         super().__init__(data, size, grid, device)
@@ -143,8 +143,7 @@ class Classification(Task):
 class Rotation(Task):
     """Which of four rotations an image has; all four of each image are in the batch. Gidaris et al. 2018."""
 
-    num_classes = views = 4
-    one_target_per_input = True
+    num_classes = 4
 
     def prepare(self, images, labels, index, train):
         x = self.augmented(images, train)
@@ -158,6 +157,7 @@ class Colorization(Task):
 
     in_channels = 1
     num_classes = 313
+    classifies_inputs = False
 
     def __init__(self, data, size, grid, device):
         super().__init__(data, size, grid, device)
@@ -179,12 +179,13 @@ class Colorization(Task):
 class Jigsaw(Task):
     """Which permutation a grid of tiles was shuffled by: tile k stands in slot perm[k]. Noroozi & Favaro 2016."""
 
+    classifies_inputs = False
     gray_probability = 0.3
     min_std = 1e-3  # a tile of one colour stays finite
 
     def __init__(self, data, size, grid, device):
         super().__init__(data, size, grid, device)
-        self.grid, self.views = grid, grid * grid
+        self.grid, self.inputs_per_target = grid, grid * grid
         self.patch = size // grid
         self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give the solution away
         perms = torch.from_numpy(permutations(grid)).to(device)  # (P, T)
@@ -199,10 +200,10 @@ class Jigsaw(Task):
             gray = torch.rand(B, 1, 1, 1, device=device) < self.gray_probability
             x = torch.where(gray, self.to_gray(x), x)
             targets = torch.randint(0, self.num_classes, (B,), device=device)
-            offsets = torch.randint(0, gap + 1, (2, B, self.views, 1), device=device)
+            offsets = torch.randint(0, gap + 1, (2, B, self.inputs_per_target, 1), device=device)
         else:
             targets = index % self.num_classes
-            offsets = torch.full((2, B, self.views, 1), gap // 2, device=device)
+            offsets = torch.full((2, B, self.inputs_per_target, 1), gap // 2, device=device)
         tile = self.tile_in_slot[targets].unsqueeze(-1)  # (B, T, 1)
         position = torch.arange(self.input_size, device=device)
         rows = tile // self.grid * self.patch + offsets[0] + position  # (B, T, t)
@@ -220,7 +221,7 @@ class Jigsaw(Task):
         return (gray - self.mean) / self.std
 
     def head(self, C):
-        return PooledHead(C, self.num_classes, self.views)
+        return PooledHead(C, self.num_classes, self.inputs_per_target)
 
 
 TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jigsaw}

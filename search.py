@@ -98,8 +98,7 @@ def main(args):
     log = utils.Log(out, {"args": vars(args), **utils.environment(device), "split": split}, epochs_done)
     print(f"{args.task} on {args.dataset}: {len(w_half)} images for the weights, {len(alpha_half)} for the alphas (split "
           f"{split}); supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters, {out}")  # fmt: skip
-    for path, reason in train.unreadable + test.unreadable:
-        print(f"left out, unreadable: {path} ({reason})")
+    data.print_unreadable(train, test)
     progress = utils.Progress(log, args, steps, epochs_done)
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
@@ -143,7 +142,7 @@ def main(args):
             summary |= {f"alpha_{name}": value for name, value in alpha_meter.result().items()}
         history.append({"epoch": epoch, "lr": lr, **summary, **health})
         log.write(**history[-1], genotype=genotype._asdict(), seconds=round(seconds, 1))
-        print(f"epoch {epoch}/{args.epochs} done  " + "  ".join(f"{k} {v:.4g}" for k, v in summary.items()))
+        print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
         for i, cell in enumerate(("normal", "reduction")):
             print(f"  {cell} cell: alpha entropy {health['entropy'][i]:.4f}, skips {health['skips'][i]}, "
                   f"convolutions {health['convs'][i]}")  # fmt: skip
@@ -160,8 +159,8 @@ def main(args):
 
     # --- the cell that was found
     genotype = model_search.derive(alphas)
-    result = utils.evaluate(lambda x: supernet(x, alphas), supernet, task, data.batches(test, args.batch_size, device))
-    print(f"supernet on {len(test)} held-out images: " + "  ".join(f"{k} {v:.4g}" for k, v in result.items()))
+    result = utils.evaluate(supernet, task, data.batches(test, args.batch_size, device), alphas)
+    print(f"supernet on {len(test)} held-out images: " + utils.numbers(result))
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")
     return genotype
 

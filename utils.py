@@ -70,12 +70,12 @@ def environment(device):
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
         pass
+    python, threads = platform.python_version(), torch.get_num_threads()
     return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {"python": python, "torch": torch.__version__, "torchvision": torchvision.__version__},
         "git_commit": commit,
         "world_size": 1,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}, "
-        f"{torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} thread(s)",
     }
 
 
@@ -95,11 +95,12 @@ def count_params(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(build, input_shape):
-    """Multiply-accumulates of the convolutions and linear layers for one input. `build` makes the network, on the meta
-    device: no memory, no time."""
+def count_macs(build, task):
+    """Multiply-accumulates of the convolutions and linear layers for one target of the task (a jigsaw has several tiles).
+    `build` makes the network, on the meta device: no memory, no time."""
+    shape = (task.inputs_per_target, task.in_channels, task.input_size, task.input_size)
     with torch.device("meta"):
-        network, x = build().eval(), torch.empty(1, *input_shape)
+        network, x = build().eval(), torch.empty(shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
     return counter.get_total_flops() // 2
@@ -126,13 +127,13 @@ class Meter:
 
 
 @torch.inference_mode()
-def evaluate(forward, module, task, batches):
-    """Loss and metrics of `forward` with the module in evaluation mode, each image once."""
-    module.eval()
+def evaluate(network, task, batches, *alphas):
+    """Loss and metrics of a network (or of a supernet at its alphas) in evaluation mode, each image once."""
+    network.eval()
     meter = Meter(task)
     for images, labels, index in batches:
         x, y = task.prepare(images, labels, index, train=False)
-        logits = forward(x)
+        logits = network(x, *alphas)
         meter.update(task.loss(logits, y), logits, y)
     return meter.result()
 
@@ -243,11 +244,14 @@ class Progress:
         done = (epoch - 1) * self.steps + step
         rate = (done - self.start_step) / (time.time() - self.start)
         left = (self.epochs * self.steps - done) / rate
-        numbers = values()
-        text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        print(f"epoch {epoch}/{self.epochs}  step {step}/{self.steps}  {text}  {rate * self.batch_size:.0f} images/s  "
-              f"{clock(left)} left", flush=True)  # fmt: skip
-        self.log.write(epoch=epoch, step=step, **numbers, images_per_second=round(rate * self.batch_size, 1))
+        result = values()
+        print(f"epoch {epoch}/{self.epochs}  step {step}/{self.steps}  {numbers(result)}  "
+              f"{rate * self.batch_size:.3g} images/s  {clock(left)} left", flush=True)  # fmt: skip
+        self.log.write(epoch=epoch, step=step, **result, images_per_second=round(rate * self.batch_size, 1))
+
+
+def numbers(values):
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def clock(seconds):

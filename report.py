@@ -1,0 +1,70 @@
+"""Collect finished trainings into a table: mean +- standard deviation over seeds.
+
+    python report.py runs/shapes
+    python report.py runs/cifar10_small --json results/cifar10_small.json > results/cifar10_small.md
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import errors
+from errors import InputError
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="A Markdown table of the result.json files below some folders.")
+    parser.add_argument("folders", nargs="+")
+    parser.add_argument("--json", metavar="FILE", help="also write the table's numbers there")
+    return parser.parse_args(argv)
+
+
+def read_results(folders):
+    """The results, with the search's time beside those of a cell that was searched below the same folders."""
+    results, search_seconds = [], {}
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("genotype.json")):
+            entry = json.loads(path.read_text())
+            search_seconds[json.dumps(entry["genotype"])] = entry["meta"]["seconds"]
+        results += [json.loads(path.read_text()) for path in sorted(Path(folder).rglob("result.json"))]
+    if not results:
+        raise InputError(f"no result.json below {', '.join(folders)}")
+    for result in results:
+        result["search_seconds"] = search_seconds.get(json.dumps(result["genotype"]))
+    return results
+
+
+def make_rows(results):
+    groups = {}
+    for result in results:
+        recipe = {k: v for k, v in result["args"].items() if k not in ("arch", "out", "seed", "resume")}
+        groups.setdefault((result["arch"], result["task"], result["dataset"], json.dumps(recipe)), []).append(result)
+    for (arch, task, dataset, _), runs in groups.items():
+        best = [run["best"] for run in runs]
+        first = runs[0]
+        yield {
+            "arch": arch, "task": task, "dataset": dataset, "metric": first["metric"], "best": statistics.mean(best),
+            "std": statistics.stdev(best) if len(best) > 1 else None, "seeds": len(best), "epochs": len(first["epochs"]),
+            "params": first["params"], "macs": first["macs"], "seconds": statistics.mean(run["seconds"] for run in runs),
+            "search_seconds": first["search_seconds"], "device": first["device"], "torch": first["versions"]["torch"],
+        }  # fmt: skip
+
+
+def main(args):
+    rows = sorted(make_rows(read_results(args.folders)), key=lambda row: (row["task"], -row["best"]))
+    print("| architecture | task | best epoch, % | seeds | epochs | params, M | MACs, M | search, s | training, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        best = f"{row['best']:.2f}" + (f" +- {row['std']:.2f}" if row["std"] is not None else "")
+        search = "-" if row["search_seconds"] is None else f"{row['search_seconds']:.0f}"
+        print(f"| {row['arch']} | {row['task']} | {best} | {row['seeds']} | {row['epochs']} | {row['params'] / 1e6:.3f} "
+              f"| {row['macs'] / 1e6:.1f} | {search} | {row['seconds']:.0f} |")  # fmt: skip
+    print(f"\nHardware: {', '.join(sorted({row['device'] for row in rows}))}; "
+          f"torch {', '.join(sorted({row['torch'] for row in rows}))}")  # fmt: skip
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    errors.run(main, parse_args())

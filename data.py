@@ -1,6 +1,6 @@
 """Data sets: images as one uint8 tensor in memory, sliced into batches without workers.
 
-    shapes      embedded, drawn in a second: 10 classes of objects in outdoor scenes
+    shapes      embedded, drawn in seconds: 10 classes of objects in simple scenes
     cifar10     CIFAR-10 through torchvision
     folder      PATH/train/<class>/* with PATH/test/ or PATH/val/, or any tree of images without labels
 
@@ -115,8 +115,8 @@ def batches(data, batch_size, device, index=None, train=False):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# shapes: an object that stands on the ground before the sky, lit from above. Orientation shows in sky, ground and shading,
-# colour in what each thing usually looks like, layout in where things stand.
+# shapes: an object on the ground, under the sky or before a wall, lit from above, in more or less fog. Orientation shows in
+# sky, ground and shading, colour in what each thing usually looks like, layout in where things stand.
 
 SHAPES = ["ball", "box", "tent", "tree", "house", "car", "tower", "mushroom", "boat", "flower"]
 
@@ -171,25 +171,34 @@ def load_shapes(n, seed, size=32):
             cover = np.clip(inside * size / 2 + 0.5, 0, 1)[..., None]  # 1 px wide soft edges
             return image * (1 - cover) + cover * color * np.asarray(shade)[..., None], cover[..., 0] > 0.5
 
+        # Half of the scenes are outdoors, half are a wall and a floor of any two colours, where orientation is harder to see.
+        outdoors = rng.rand(m, 1, 1, 1) < 0.5
         horizon = uniform(-0.45, 0.1)
         height = (y - horizon) / (1 - horizon)  # 0 at the horizon, 1 at the top
         sky = np.array([0.45, 0.65, 0.95]) + uniform(-0.12, 0.12, 3)
         haze = np.array([0.85, 0.88, 0.9]) + uniform(-0.1, 0.1, 3)
-        image = haze + (sky - haze) * np.clip(height, 0, 1)[..., None]
+        sky = haze + (sky - haze) * np.clip(height, 0, 1)[..., None]
         cloud = 0.35 - np.hypot((x - uniform(-1, 1)) / 1.6, (y - uniform(0.5, 0.95)) / 0.5)
-        image, _ = paint(image, cloud, np.array([0.97, 0.97, 0.97]))
-        ground = np.array([[0.35, 0.55, 0.2], [0.6, 0.5, 0.3], [0.45, 0.45, 0.4]])[rng.randint(0, 3, m)][:, None, None]
-        texture = 1 + 0.12 * rng.randn(m, size, size) * (y < horizon)
-        image, is_ground = paint(image, horizon - y, ground + uniform(-0.08, 0.08, 3), texture - 0.25 * (y + 1))
-        scale, foot, middle = uniform(0.38, 0.6), horizon - uniform(0.05, 0.35), uniform(-0.35, 0.35)
+        sky, _ = paint(sky, cloud, np.array([0.97, 0.97, 0.97]))
+        image = np.where(outdoors, sky, uniform(0.1, 0.9, 3))
+        grounds = np.array([[0.35, 0.55, 0.2], [0.6, 0.5, 0.3], [0.45, 0.45, 0.4]])
+        ground = grounds[rng.randint(0, 3, m)][:, None, None] + uniform(-0.08, 0.08, 3)
+        texture = 1 + 0.12 * rng.randn(m, size, size) * outdoors[..., 0] - 0.25 * (y + 1)
+        image, is_ground = paint(image, horizon - y, np.where(outdoors, ground, uniform(0.1, 0.9, 3)), texture)
+        for _ in range(3):  # stones and bushes of any colour, so that colour alone does not tell what the object is
+            px, py, r = uniform(-1, 1), horizon - uniform(0, 0.6), uniform(0.06, 0.2)
+            stone = np.minimum(r - np.hypot(x - px, y - py), y - py)
+            image, _ = paint(image, stone, uniform(0.05, 0.95, 3), 0.7 + 0.5 * (y - py) / r)
+        scale, foot, middle = uniform(0.25, 0.5), horizon - uniform(0.05, 0.35), uniform(-0.45, 0.45)
         u, v = (x - middle) / scale, (y - foot) / scale
         image, _ = paint(image, (0.3 - np.hypot((u - 0.1) / 3.6, v / 0.7)) * scale, np.array([0.12, 0.14, 0.1]))
         mask = is_ground.astype(np.uint8)
         for inside, color in object_parts(name, u, v):
             light = 0.65 + 0.25 * np.clip(v, 0, 2)  # from above
-            image, covered = paint(image, inside * scale, np.array(color) + uniform(-0.1, 0.1, 3), light)
+            image, covered = paint(image, inside * scale, np.array(color) + uniform(-0.25, 0.25, 3), light)
             mask[covered] = 2 + SHAPES.index(name)
-        return image + 0.02 * rng.randn(m, size, size, 3), mask
+        fog = uniform(0, 0.8, 1)
+        return image * (1 - fog) + fog * uniform(0.3, 0.9, 3) + 0.07 * rng.randn(m, size, size, 3), mask
 
     for c, name in enumerate(SHAPES):
         images[labels == c], masks[labels == c] = draw(name, (labels == c).sum())

@@ -1,0 +1,105 @@
+import copy
+import json
+
+import pytest
+
+import genotypes
+from errors import InputError
+from genotypes import CELLS, load_arch, save_genotype
+
+
+def entry_of(name):
+    return {"id": "7", "space": "darts", "genotype": json.loads(json.dumps(load_arch(name)._asdict()))}
+
+
+def test_named_cells():
+    assert len(CELLS) == 20
+    v2 = load_arch("darts_v2")  # as DARTS publishes it
+    assert v2.normal[:2] == [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]
+    assert v2.normal[-2:] == [("skip_connect", 0), ("dil_conv_3x3", 2)]
+    assert v2.reduce[-1] == ("max_pool_3x3", 1) and v2.reduce_concat == [2, 3, 4, 5]
+    amoeba = load_arch("amoebanet")
+    assert len(amoeba.normal) == 10 and ("conv_7x1_1x7", 0) in amoeba.reduce and amoeba.reduce_concat == [3, 4, 6]
+    for name in CELLS:
+        assert genotypes.parse_genotype(entry_of(name)["genotype"], name) == load_arch(name)
+
+
+def test_file_and_list(tmp_path):
+    save_genotype(tmp_path / "genotype.json", load_arch("pdarts"), task="rot")
+    assert load_arch(str(tmp_path / "genotype.json")) == load_arch("pdarts")
+    assert json.loads((tmp_path / "genotype.json").read_text())["meta"] == {"task": "rot"}
+    assert [p.name for p in tmp_path.iterdir()] == ["genotype.json"]
+    archs = tmp_path / "archs.json"
+    archs.write_text(json.dumps([dict(entry_of("nasnet"), id="00001"), entry_of("darts_v1")]))
+    assert load_arch(f"{archs}:7") == load_arch("darts_v1")
+    assert load_arch(f"{archs}:00001") == load_arch("nasnet")
+    for text, message in ((f"{archs}:8", "'8'"), (str(archs), "list"), ("resnet50", "resnet50"), ("none/x.json", "none/x")):
+        with pytest.raises(InputError, match=message):
+            load_arch(text)
+
+
+def mutate(path, value):
+    def change(entry):
+        target = entry
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (mutate(["genotype", "normal", 2, 0], "sep_conv_9x9"), "unknown op 'sep_conv_9x9'"),
+        (mutate(["genotype", "normal", 2, 1], 3), "node 3 takes inputs 0 to 2, not 3"),
+        (mutate(["genotype", "reduce", 0, 1], -1), "not -1"),
+        (mutate(["genotype", "reduce", 0, 1], True), "not True"),
+        (mutate(["genotype", "reduce", 0, 1], "0"), "not '0'"),
+        (mutate(["genotype", "normal", 0], ["skip_connect"]), "pair"),
+        (lambda entry: entry["genotype"]["normal"].pop(), "it has 7"),
+        (mutate(["genotype", "normal"], []), "it has 0"),
+        (mutate(["genotype", "normal"], "sep"), "'sep'"),
+        (mutate(["genotype", "normal_concat"], []), "normal_concat is empty"),
+        (mutate(["genotype", "reduce_concat"], [2, 6]), "from 2 to 5"),
+        (mutate(["genotype", "reduce_concat"], [2, 2]), "each once"),
+        (lambda entry: entry["genotype"].pop("reduce"), "fields"),
+        (mutate(["genotype"], None), "fields"),
+        (mutate(["space"], "nasbench"), '"space"'),
+    ],
+)
+def test_malformed(tmp_path, change, message):
+    entry = copy.deepcopy(entry_of("darts_v2"))
+    change(entry)
+    path = tmp_path / "genotype.json"
+    path.write_text(json.dumps(entry))
+    with pytest.raises(InputError, match=message) as error:
+        load_arch(str(path))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_not_json(tmp_path):
+    path = tmp_path / "genotype.json"
+    path.write_text("Genotype(normal=[])")
+    with pytest.raises(InputError, match="not a readable JSON"):
+        load_arch(str(path))
+
+
+@pytest.mark.parametrize("ending, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_draw(tmp_path, capsys, ending, magic):
+    path = tmp_path / f"cell.{ending}"
+    genotypes.main(genotypes.parse_args(["amoebanet", "--draw", str(path)]))
+    assert path.read_bytes().startswith(magic)
+    assert "6 = conv_7x1_1x7(0) + sep_conv_3x3(5)" in capsys.readouterr().out
+
+
+def test_draw_bad_ending(tmp_path):
+    with pytest.raises(InputError, match="cell.xyz"):
+        genotypes.draw(load_arch("darts_v2"), tmp_path / "cell.xyz")
+
+
+def test_paper_list(shared_data):
+    path = shared_data / "unnas_darts_500.json"
+    ids = [entry["id"] for entry in json.loads(path.read_text())]
+    assert len(ids) == 500
+    assert all(len(load_arch(f"{path}:{i}").normal) == 8 for i in ids[::25])

@@ -1,0 +1,132 @@
+"""The networks are the paper's: reference values of networks with weights filled by a formula, in float64."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from genotypes import load_arch
+from model_eval import Network
+from model_search import MixedEdges, Supernet, derive
+from pretext import BINS, PixelHead, PooledHead, color_tables, rgb_to_lab
+from utils import count_macs, count_params
+
+
+@pytest.fixture
+def golden(shared_data):
+    return json.loads((shared_data / "golden.json").read_text())
+
+
+def fill(network):
+    """Weights that depend on a tensor's shape alone, copy by copy where a tensor holds several."""
+    copies = {}
+    network.double()
+    for module in network.modules():
+        if isinstance(module, MixedEdges):
+            copies |= {id(inner): module.copies for op in module.copied.values() for inner in op.modules()}
+
+    def count(tensor):
+        return torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
+
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                for part in module.weight.chunk(copies.get(id(module), 1)):
+                    part.copy_(torch.cos(1.7 * count(part)) * math.sqrt(2 / part[0].numel()))
+                if module.bias is not None:
+                    module.bias.copy_(0.1 * torch.sin(count(module.bias)))
+            elif isinstance(module, nn.BatchNorm2d) and module.affine:
+                module.weight.copy_(1 + 0.1 * torch.cos(count(module.weight)))
+                module.bias.copy_(0.1 * torch.sin(count(module.bias)))
+    return network
+
+
+def wave(shape):
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (torch.sin(0.37 * i) + torch.cos(0.011 * i)).view(shape)
+
+
+def check(tensor, expected):
+    assert list(tensor.shape) == expected["shape"]
+    norm = expected["l2"]
+    flat = tensor.detach().flatten()
+    assert flat[:6].tolist() == pytest.approx(expected["first"], rel=1e-6, abs=1e-8)
+    assert flat.norm().item() == pytest.approx(norm, rel=1e-6)
+    assert flat.sum().item() == pytest.approx(expected["sum"], rel=1e-6, abs=1e-6 * norm)
+
+
+def head_of(task, num_classes, views):
+    if task == "col":
+        return lambda C: PixelHead(C, num_classes)
+    return lambda C: PooledHead(C, num_classes, views)
+
+
+@pytest.mark.parametrize("name", ["cifar_cls", "cifar_jig", "imagenet_jig"])
+def test_supernet(golden, name):
+    entry = golden["supernet"][name]
+    shape = entry["input"]
+    views = shape[1] if entry["task"] == "jig" else 1
+    head = head_of(entry["task"], entry["num_classes"], views)
+    supernet = fill(Supernet(entry["C"], entry["layers"], name.split("_")[0], shape[-3], head))
+    k = torch.arange(14 * 8, dtype=torch.float64).view(14, 8)
+    alphas = torch.stack([0.3 * torch.cos(3 * k), 0.3 * torch.sin(3 * k)]).requires_grad_()
+    logits = supernet(wave(shape).view(-1, *shape[-3:]), alphas)
+    loss = F.cross_entropy(logits, torch.arange(len(logits)) % entry["num_classes"])
+    loss.backward()
+    check(logits, entry["logits"])
+    assert loss.item() == pytest.approx(entry["loss"], rel=1e-6)
+    for i, cell in enumerate(("normal", "reduce")):
+        check(alphas.grad[i], entry[f"grad_alphas_{cell}"])
+    assert count_params(supernet) == entry["params"]
+    genotype = derive(alphas)
+    for field, value in entry["genotype"].items():
+        assert [list(v) if isinstance(v, tuple) else v for v in getattr(genotype, field)] == value
+
+
+@pytest.mark.parametrize("name", ["cifar_darts_v2", "cifar_col", "imagenet_col"])
+def test_network(golden, name):
+    entry = golden["network"][name]
+    classes = entry["num_classes"]
+    head = head_of(entry["task"], classes, 1)
+    stem = name.split("_")[0]
+    auxiliary = classes if entry["auxiliary"] else 0
+    network = Network(load_arch(entry["genotype"]), entry["C"], entry["layers"], stem, entry["input"][1], head, auxiliary)
+    assert count_params(network) == entry["params"]
+    outputs = fill(network)(wave(entry["input"]))
+    if auxiliary:
+        outputs, logits_aux = outputs
+        check(logits_aux, entry["logits_aux"])
+    check(outputs, entry["logits"])
+
+
+def test_paper_sizes(golden):
+    class Task:
+        inputs_per_target, in_channels, input_size = 1, 3, 224
+
+    entries = {k: v for k, v in golden["paper_size"].items() if k.startswith("cls/")}
+    assert len(entries) == 7
+    for key, entry in entries.items():
+
+        def build(auxiliary=0, key=key, entry=entry):
+            genotype = load_arch(key.removeprefix("cls/"))
+            head = head_of("cls", 1000, 1)
+            return Network(genotype, entry["width"], entry["layers"], "imagenet", 3, head, auxiliary)
+
+        with torch.device("meta"):
+            assert count_params(build()) == entry["params"], key
+            assert count_params(build(1000)) == entry["params_with_aux"], key
+        assert count_macs(build, Task) == entry["macs_224"], key
+
+
+def test_colors(golden):
+    lightness, bins = color_tables()
+    for entry in golden["pretext"]["colors"]:
+        r, g, b = entry["rgb"]
+        lab = rgb_to_lab(torch.tensor([r, g, b]))
+        assert lab.tolist() == pytest.approx(entry["lab"], abs=2e-5)
+        index = bins[r * 65536 + g * 256 + b].item()
+        assert index == entry["bin"] and list(BINS[index]) == entry["center"]
+        assert lightness[r * 65536 + g * 256 + b].item() == pytest.approx(entry["lab"][0], abs=2e-5)

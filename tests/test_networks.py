@@ -1,0 +1,162 @@
+"""The supernet against its edge-by-edge form; fixed networks; what acts on them in training."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from edge_supernet import EdgeSupernet, copy_weights, paired_parameters
+
+import utils
+from genotypes import CELLS, PRIMITIVES, Genotype, load_arch
+from model_eval import Network
+from model_search import Supernet, derive, edge_index, health, init_alphas
+from ops import OPS, drop_path, factorized_reduce
+from pretext import PooledHead
+
+
+def head(C):
+    return PooledHead(C, 10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)])
+def test_supernet_equals_edge_by_edge(stem, size, layout):
+    supernet = Supernet(4, 5, stem, 3, head).double().to(memory_format=layout)
+    oracle = EdgeSupernet(4, 5, stem, 3, head).double()
+    copy_weights(supernet, oracle)
+    alphas = torch.randn(2, 14, 8).double().requires_grad_()
+    alphas_oracle = alphas.detach().clone().requires_grad_()
+    x, y = torch.randn(3, 3, size, size).double(), torch.tensor([1, 5, 9])
+    logits, logits_oracle = supernet(x, alphas), oracle(x, alphas_oracle)
+    torch.testing.assert_close(logits, logits_oracle, rtol=1e-9, atol=1e-9)
+    F.cross_entropy(logits, y).backward()
+    F.cross_entropy(logits_oracle, y).backward()
+    torch.testing.assert_close(alphas.grad, alphas_oracle.grad, rtol=1e-9, atol=1e-10)
+    assert alphas.grad.abs().max() > 1e-4
+    for p, twins in paired_parameters(supernet, oracle):
+        for part, q in zip(p.grad.chunk(len(twins)), twins):
+            torch.testing.assert_close(part, q.grad, rtol=1e-9, atol=1e-10)
+    # the same running statistics, so the same function in evaluation
+    x = torch.randn(2, 3, size, size).double()
+    torch.testing.assert_close(supernet.eval()(x, alphas), oracle.eval()(x, alphas), rtol=1e-9, atol=1e-9)
+
+
+def test_each_step_computes_its_own_gradients():
+    supernet, alphas = Supernet(4, 2, "cifar", 3, head), init_alphas("cpu")
+    x = torch.randn(4, 3, 8, 8)
+    supernet(x, alphas.detach()).sum().backward()
+    assert alphas.grad is None and all(p.grad is not None for p in supernet.parameters())
+    supernet.zero_grad()
+    supernet.requires_grad_(False)
+    supernet(x, alphas).sum().backward()
+    assert alphas.grad is not None and all(p.grad is None for p in supernet.parameters())
+    assert not {id(alphas)} & {id(p) for p in supernet.parameters()}
+
+
+def test_derive():
+    alphas = torch.zeros(2, 14, 8)
+    alphas[0, :, 0] = 9  # `none` is the strongest everywhere, and never chosen
+    alphas[0, edge_index(3, 2), PRIMITIVES.index("dil_conv_5x5")] = 8
+    alphas[0, edge_index(3, 1), PRIMITIVES.index("skip_connect")] = 7
+    # By raw alphas edge 0 -> 5 would win; by softmax it does not, as all its ops are strong.
+    alphas[0, edge_index(5, 0), 1:] = 8
+    alphas[0, edge_index(5, 4), PRIMITIVES.index("sep_conv_3x3")] = 7.9
+    alphas[0, edge_index(5, 3), PRIMITIVES.index("sep_conv_5x5")] = 7.8
+    genotype = derive(alphas)
+    assert genotype.normal[:2] == [("max_pool_3x3", 0), ("max_pool_3x3", 1)]  # all equal: the lower index
+    assert genotype.normal[2:4] == [("dil_conv_5x5", 2), ("skip_connect", 1)]  # the stronger first
+    assert genotype.normal[6:] == [("sep_conv_3x3", 4), ("sep_conv_5x5", 3)]
+    assert genotype.reduce == [("max_pool_3x3", j) for j in (0, 1)] * 4
+    state = health(alphas, genotype)
+    assert state["skips"] == [1, 0] and state["convs"] == [3, 0]
+    assert state["entropy"][1] == pytest.approx(1) and 0 < state["entropy"][0] < 0.5
+
+
+@pytest.mark.parametrize("name", list(CELLS))
+def test_named_cells_train(name):
+    network = Network(load_arch(name), 4, 3, "cifar", 3, head)
+    network(torch.randn(2, 3, 15, 16)).sum().backward()
+    assert all(p.grad is not None for n, p in network.named_parameters())
+
+
+def test_sampled_cell_with_none_and_duplicates():
+    pairs = [("none", 0), ("none", 1), ("sep_conv_3x3", 1), ("sep_conv_3x3", 1), ("skip_connect", 2), ("none", 0),
+             ("max_pool_3x3", 4), ("dil_conv_3x3", 3)]  # fmt: skip
+    network = Network(Genotype(pairs, [2, 3, 4, 5], pairs, [2, 3, 4, 5]), 4, 3, "imagenet", 3, head)
+    logits = network(torch.randn(2, 3, 65, 65))
+    logits.sum().backward()
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_ops_halve_alike_and_copies_are_independent(size):
+    """Every op gives the same size at stride 2, and E copies are E single ops side by side."""
+    C, E = 4, 3
+    x = torch.randn(2, E * C, size, size)
+    for stride in (1, 2):
+        for name, build in OPS.items():
+            op = build(C, stride, True, E)
+            y = op(x)
+            assert y.shape == (2, E * C, -(-size // stride), -(-size // stride)), name
+            for e in range(E):
+                single = build(C, stride, True, 1)
+                with torch.no_grad():
+                    for p, q in zip(op.parameters(), single.parameters()):
+                        q.copy_(p.chunk(E)[e])
+                part = slice(e * C, (e + 1) * C)
+                torch.testing.assert_close(y[:, part], single(x[:, part]), rtol=1e-4, atol=1e-5)
+
+
+def test_factorized_reduce_reads_even_and_odd_pixels():
+    op = factorized_reduce(1, 2, affine=False)[1]  # the convolutions alone
+    nn.init.ones_(op.even.weight), nn.init.ones_(op.odd.weight)
+    x = torch.arange(1.0, 26).view(1, 1, 5, 5)
+    even, odd = op(x)[0]
+    assert even.tolist() == [[1, 3, 5], [11, 13, 15], [21, 23, 25]]
+    assert odd.tolist() == [[7, 9, 0], [17, 19, 0], [0, 0, 0]]
+
+
+def test_drop_path():
+    y = drop_path(torch.ones(20_000, 2, 1, 1), 0.3)
+    assert set(y.unique().tolist()) == {0, 1 / torch.tensor(0.7).item()} or y.unique().numel() == 2
+    assert (y[:, 0] == y[:, 1]).all()  # a whole sample at a time
+    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.015) and y.mean().item() == pytest.approx(1, abs=0.03)
+    skips = [("skip_connect", 0), ("skip_connect", 1)] * 4
+    network = Network(Genotype(skips, [2, 3, 4, 5], skips, [2, 3, 4, 5]), 4, 3, "cifar", 3, head)
+    x = torch.randn(8, 3, 16, 16)
+    for drops in (0.0, 0.99):  # the paths of cell 0 are identities, which are kept
+        network.drop_path = drops
+        s0, s1 = network.stem(x)
+        out = network.cells[0](s0, s1, drops)
+        assert (out.flatten(1).abs().sum(1) > 0).all()
+    convs = [("dil_conv_3x3", 0), ("dil_conv_3x3", 1)] * 4
+    network = Network(Genotype(convs, [2, 3, 4, 5], convs, [2, 3, 4, 5]), 4, 3, "cifar", 3, head)
+    network.drop_path = 0.5
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_auxiliary_head_only_in_training():
+    network = Network(load_arch("darts_v2"), 4, 6, "cifar", 3, head, auxiliary_classes=10)
+    x = torch.randn(2, 3, 32, 32)
+    logits, logits_aux = network(x)
+    assert logits.shape == logits_aux.shape == (2, 10)
+    assert network.eval()(x).shape == (2, 10)
+
+
+def test_cosine_and_warmup():
+    assert [utils.cosine_lr(1.0, e, 4) for e in range(4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert utils.cosine_lr(0.5, 0, 100, warmup_epochs=5) == pytest.approx(0.05)
+    assert utils.cosine_lr(0.5, 5, 100, warmup_epochs=5) == utils.cosine_lr(0.5, 5, 100)
+
+
+def test_counting_leaves_nothing_behind():
+    class Task:
+        inputs_per_target, in_channels, input_size = 1, 3, 32
+
+    def build():
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+    assert utils.count_macs(build, Task) == 32 * 32 * 8 * 27 + 80
+    assert utils.count_params(build()) == 8 * 27 + 8 + 90

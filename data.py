@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,7 @@ def object_parts(name, u, v):
     }[name]  # fmt: skip
 
 
+@lru_cache  # for many trainings in one process
 def load_shapes(n, seed, size=32):
     """n images of 10 classes in turn; masks have 0 for sky, 1 for ground, 2 + class for the object."""
     rng = np.random.RandomState(seed)
@@ -171,7 +173,7 @@ def load_shapes(n, seed, size=32):
             cover = np.clip(inside * size / 2 + 0.5, 0, 1)[..., None]  # 1 px wide soft edges
             return image * (1 - cover) + cover * color * np.asarray(shade)[..., None], cover[..., 0] > 0.5
 
-        # Half of the scenes are outdoors, half are a wall and a floor of any two colours, where orientation is harder to see.
+        # Half of the scenes are outdoors, half are a wall and a floor of any colour, where orientation is harder to see.
         outdoors = rng.rand(m, 1, 1, 1) < 0.5
         horizon = uniform(-0.45, 0.1)
         height = (y - horizon) / (1 - horizon)  # 0 at the horizon, 1 at the top

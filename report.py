@@ -1,7 +1,7 @@
 """Collect finished trainings into a table: mean +- standard deviation over seeds.
 
-    python report.py runs/shapes
-    python report.py runs/cifar10_small --json results/cifar10_small.json > results/cifar10_small.md
+python report.py runs/shapes
+python report.py runs/cifar10_small --json results/cifar10_small.json > results/cifar10_small.md
 """
 
 import argparse

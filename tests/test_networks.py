@@ -21,8 +21,8 @@ def head(C):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)])
 def test_supernet_equals_edge_by_edge(stem, size, layout):
-    supernet = Supernet(4, 5, stem, 3, head).double().to(memory_format=layout)
-    oracle = EdgeSupernet(4, 5, stem, 3, head).double()
+    supernet = Supernet(4, 3, stem, 3, head).double().to(memory_format=layout)
+    oracle = EdgeSupernet(4, 3, stem, 3, head).double()
     copy_weights(supernet, oracle)
     alphas = torch.randn(2, 14, 8).double().requires_grad_()
     alphas_oracle = alphas.detach().clone().requires_grad_()
@@ -118,7 +118,7 @@ def test_factorized_reduce_reads_even_and_odd_pixels():
 
 def test_drop_path():
     y = drop_path(torch.ones(20_000, 2, 1, 1), 0.3)
-    assert set(y.unique().tolist()) == {0, 1 / torch.tensor(0.7).item()} or y.unique().numel() == 2
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (y[:, 0] == y[:, 1]).all()  # a whole sample at a time
     assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.015) and y.mean().item() == pytest.approx(1, abs=0.03)
     skips = [("skip_connect", 0), ("skip_connect", 1)] * 4

@@ -1,0 +1,316 @@
+"""search.py and train.py as commands: what they write, how they stop, go on and refuse."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import errors
+import genotypes
+import model_search
+import pretext
+import search
+import train
+import utils
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--limit", "40", "--width", "4", "--layers", "2", "--batch_size", "10", "--device", "cpu"]
+SEARCH = [*SMALL, "--alpha_lr", "0.01"]
+TRAIN = [*SMALL, "--arch", "darts_v2"]
+
+
+def run_search(*argv):
+    return search.main(search.parse_args([*SEARCH, *map(str, argv)]))
+
+
+def run_train(*argv):
+    return train.main(train.parse_args([*TRAIN, *map(str, argv)]))
+
+
+def read_log(out):
+    """The lines of log.jsonl without what a clock or the place of the run puts there."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "args")} for line in lines]
+
+
+def assert_same_run(a, b):
+    x, y = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (a, b))
+
+    def compare(u, v, path):
+        assert type(u) is type(v), path
+        if isinstance(u, dict):
+            assert u.keys() == v.keys(), path
+            for key in u:
+                if key != "seconds":
+                    compare(u[key], v[key], f"{path}.{key}")
+        elif isinstance(u, list):
+            assert len(u) == len(v), path
+            for i, pair in enumerate(zip(u, v)):
+                compare(*pair, f"{path}.{i}")
+        else:
+            assert torch.equal(u, v) if isinstance(u, torch.Tensor) else u == v, path
+
+    compare(x, y, "")
+    assert read_log(a) == read_log(b)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# search
+
+
+@pytest.mark.parametrize("task", list(pretext.TASKS))
+def test_search_and_train_the_found_cell(tmp_path, capsys, task):
+    genotype = run_search("--task", task, "--epochs", 1, "--out", tmp_path / "s")
+    out = capsys.readouterr().out
+    assert "alpha entropy" in out and "images/s" in out and " left" in out
+    assert genotypes.load_arch(str(tmp_path / "s" / "genotype.json")) == genotype
+    assert json.loads((tmp_path / "s" / "genotype.json").read_text())["meta"]["task"] == task
+    lines = read_log(tmp_path / "s")
+    assert lines[0]["versions"]["torch"] == torch.__version__ and re.fullmatch("[0-9a-f]{12}", lines[0]["split"])
+    assert {"w_loss", "w_top1", "alpha_loss", "entropy", "skips", "convs"} <= lines[-1].keys()
+    result = run_train("--arch", tmp_path / "s" / "genotype.json", "--task", task, "--epochs", 1, "--out", tmp_path / "t")
+    saved = json.loads((tmp_path / "t" / "result.json").read_text())
+    assert saved == json.loads(json.dumps(result))
+    assert saved["arch"] == "s" and saved["task"] == task and saved["metric"] == "top1" and saved["higher_is_better"]
+    assert 0 <= saved["final"] <= 100 and saved["params"] > 0 and saved["macs"] > 0
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_default_folder_follows_the_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_search("--task", "rot", "--epochs", 1, "--seed", 3)
+    result = run_train("--arch", "runs/search_shapes_rot_s3/genotype.json", "--epochs", 1)
+    assert result["arch"] == "shapes_rot_s3" and Path("runs/train_shapes_rot_s3_shapes_cls_s0/result.json").is_file()
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What a search's steps do: `batches` lists (indices) in the order in which the task prepares them, `steps` whether
+    each optimiser step changed weights and alphas."""
+    seen = {"batches": [], "steps": []}
+    supernets, alphas = [], []
+    make_supernet, make_alphas = model_search.Supernet, model_search.init_alphas
+
+    def supernet(*args):
+        supernets.append(make_supernet(*args))
+        return supernets[-1]
+
+    def init_alphas(*args):
+        alphas.append(make_alphas(*args))
+        return alphas[-1]
+
+    monkeypatch.setattr(model_search, "Supernet", supernet)
+    monkeypatch.setattr(model_search, "init_alphas", init_alphas)
+    for optimizer in (torch.optim.SGD, torch.optim.Adam):
+
+        def step(self, *args, plain=optimizer.step, name=optimizer.__name__, **kwargs):
+            weights = [p.clone() for p in supernets[-1].parameters()]
+            before = alphas[-1].clone()
+            plain(self, *args, **kwargs)
+            changed = any(not torch.equal(p, q) for p, q in zip(weights, supernets[-1].parameters()))
+            seen["steps"].append((name, changed, not torch.equal(before, alphas[-1])))
+
+        monkeypatch.setattr(optimizer, "step", step)
+    prepare = pretext.Rotation.prepare
+
+    def watch(self, images, labels, index, train):
+        if train:
+            seen["batches"].append(index.tolist())
+        return prepare(self, images, labels, index, train)
+
+    monkeypatch.setattr(pretext.Rotation, "prepare", watch)
+    return seen
+
+
+def test_steps_change_weights_or_alphas_and_images_are_used_once(tmp_path, watched):
+    run_search("--task", "rot", "--epochs", 2, "--alpha_start", 1, "--limit", 47, "--out", tmp_path / "s")
+    # 47 images: halves of 23, 2 steps an epoch; in the first epoch the weights alone
+    weights, alphas = ("SGD", True, False), ("Adam", False, True)
+    assert watched["steps"] == [weights] * 2 + [alphas, weights] * 2
+    w_half, alpha_half = (set(half.tolist()) for half in data.halves(47, 0))
+    w_batches, alpha_batches = watched["batches"][:2] + watched["batches"][3::2], watched["batches"][2::2]
+    assert all(set(batch) <= w_half for batch in w_batches) and len(w_batches) == 4
+    assert all(set(batch) <= alpha_half for batch in alpha_batches) and len(alpha_batches) == 2
+    uses = [sum(batch.count(i) for batch in alpha_batches) for i in alpha_half]
+    assert max(uses) <= math.ceil(2 * 10 / 23) and sum(uses) == 20
+
+
+def test_frozen_alphas_are_announced(tmp_path, capsys):
+    run_search("--task", "cls", "--epochs", 1, "--alpha_start", 1, "--out", tmp_path)
+    assert "alphas frozen until epoch 2" in capsys.readouterr().out
+
+
+def test_collapse_is_announced(tmp_path, capsys, monkeypatch):
+    def skips(device):
+        alphas = torch.zeros(2, 14, 8)
+        alphas[0, :, 3] = 5
+        return alphas.requires_grad_()
+
+    monkeypatch.setattr(model_search, "init_alphas", skips)
+    run_search("--task", "cls", "--epochs", 1, "--out", tmp_path)
+    out = capsys.readouterr().out
+    assert "skips 8, convolutions 0" in out and "warning: the normal cell has no convolution" in out
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_search_on_a_flat_folder(tmp_path, capsys, labels):
+    rng = np.random.RandomState(0)
+    for k in range(50):
+        pixels = np.kron(rng.randint(0, 256, (5, 6, 3)), np.ones((8 + k % 3, 8, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    (tmp_path / "broken.jpg").write_text("")
+    argv = ["--dataset", "folder", "--data", tmp_path, "--epochs", 1, "--out", tmp_path / "out"]
+    if labels:
+        with pytest.raises(errors.InputError, match="needs labels"):
+            run_search("--task", "cls", *argv)
+        return
+    for task in ("rot", "col", "jig"):
+        run_search("--task", task, *argv[:-1], tmp_path / f"{task}")
+        assert "broken.jpg" in capsys.readouterr().out
+        assert genotypes.load_arch(str(tmp_path / task / "genotype.json"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# stopping and going on
+
+COMMANDS = {"search": (run_search, ["search.py", *SEARCH]), "train": (run_train, ["train.py", *TRAIN])}
+# everything that holds a state or draws at random
+RUN = {
+    "search": ["--task", "jig", "--epochs", 4, "--print_every", 1],
+    "train": ["--task", "rot", "--epochs", 4, "--print_every", 1, "--layers", 3, "--auxiliary", 0.4, "--drop_path", 0.3,
+              "--label_smoothing", 0.1, "--cutout", 8, "--warmup_epochs", 2, "--precise_bn", 20],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, name):
+    run, command = COMMANDS[name]
+    argv = RUN[name]
+    run(*argv, "--out", tmp_path / "whole")
+
+    save = utils.save_checkpoint
+
+    def save_and_stop(out, state, device):
+        save(out, state, device)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(utils, "save_checkpoint", save_and_stop)
+        run(*argv, "--out", tmp_path / "stopped")
+    with pytest.raises(errors.InputError, match="--resume"):
+        run(*argv, "--out", tmp_path / "stopped")
+    torch.manual_seed(99)
+    run(*argv, "--out", tmp_path / "stopped", "--resume")
+    assert "resumed after epoch 2" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+    # SIGKILL within an epoch
+    killed = tmp_path / "killed"
+    command = [sys.executable, ROOT / command[0], *command[1:], *map(str, argv), "--out", killed, "--resume"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    log = killed / "log.jsonl"
+    while not log.exists() or '"epoch": 3' not in log.read_text():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(killed / "checkpoint.pt", weights_only=True)["epoch"] == 2
+    with open(log, "a") as file:
+        file.write('{"epoch": 3, "st')  # a torn line
+    run(*argv, "--out", killed, "--resume")
+    assert_same_run(tmp_path / "whole", killed)
+    if name == "train":
+        scores = [json.loads((tmp_path / d / "result.json").read_text())["epochs"] for d in ("whole", "stopped", "killed")]
+        assert scores[0] == scores[1] == scores[2] and len(scores[0]) == 4
+        before = (killed / "result.json").stat().st_mtime_ns
+        run(*argv, "--out", killed, "--resume")
+        assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_is_only_for_its_own_run(tmp_path):
+    run_train("--epochs", 1, "--out", tmp_path)
+    (tmp_path / "result.json").unlink()
+    for argv, message in (
+        (["--arch", "darts_v1"], "genotype"),
+        (["--lr", "0.5"], "lr = 0.05, this run has 0.5"),
+        (["--limit", "41"], "limit|split"),
+        (["--epochs", "2"], "epochs = 1, this run has 2"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            run_train("--epochs", 1, "--out", tmp_path, "--resume", *argv)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
+    with pytest.raises(errors.InputError, match="not a usable checkpoint"):
+        run_train("--epochs", 1, "--out", tmp_path, "--resume")
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    losses = [run_train("--epochs", 1, "--seed", s, "--out", tmp_path / f"{i}")["epochs"] for i, s in enumerate((0, 1, 0))]
+    assert losses[0] == losses[2] and losses[0] != losses[1]
+
+
+def test_precise_bn_reads_that_many_images(tmp_path):
+    run_train("--epochs", 1, "--precise_bn", 25, "--out", tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
+    counts = {int(v) for k, v in state.items() if k.endswith("num_batches_tracked")}
+    assert counts == {3}  # 25 images in batches of 10, counted anew
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(errors.InputError, match=r"loss is (nan|inf) at epoch 1, step \d, task cls"):
+        run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--out", tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bad input: one line, exit code 2, no traceback, nothing written
+
+BAD = {
+    "unknown genotype": (train, [*TRAIN, "--arch", "no/genotype.json"], "no/genotype.json"),
+    "missing folder": (search, [*SEARCH, "--dataset", "folder", "--data", "no/photos"], "no/photos"),
+    "no path": (search, [*SEARCH, "--dataset", "folder"], "--data"),
+    "batch larger than half the data": (search, [*SEARCH, "--batch_size", "21"], "--batch_size 21"),
+    "batch larger than the data": (train, [*TRAIN, "--batch_size", "41"], "--batch_size 41"),
+    "size of another data set": (train, [*TRAIN, "--size", "64"], "--size 64"),
+    "size that vanishes": (search, [*SEARCH, "--stem", "imagenet", "--layers", "4", "--task", "jig"], "less than one"),
+    "auxiliary head on colorization": (train, [*TRAIN, "--task", "col", "--auxiliary", "0.4"], "--auxiliary"),
+    "auxiliary head on too small a map": (train, [*TRAIN, "--stem", "imagenet", "--auxiliary", "0.4"], "1 x 1"),
+    "device": (train, [*TRAIN, "--device", "cuda:99"], "cuda:99"),
+    "odd width": (search, [*SEARCH, "--width", "7"], "--width"),
+    "negative rate": (search, [*SEARCH, "--lr", "-1"], "--lr"),
+    "drop path of one": (train, [*TRAIN, "--drop_path", "1"], "--drop_path"),
+    "no epochs": (train, [*TRAIN, "--epochs", "0"], "--epochs"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input(tmp_path, monkeypatch, capsys, case):
+    script, argv, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        errors.run(script.main, script.parse_args(argv))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert exit_.value.code == 2 and "error: " in last and message in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_as_a_command(tmp_path):
+    command = [sys.executable, ROOT / "train.py", "--arch", "resnet50"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "resnet50" in done.stderr
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        errors.run(lambda args: 1 / 0, None)

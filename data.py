@@ -2,7 +2,7 @@
 
     shapes      embedded, drawn in seconds: 10 classes of objects in simple scenes
     cifar10     CIFAR-10 through torchvision
-    folder      PATH/train/<class>/* with PATH/test/ or PATH/val/, or any tree of images without labels
+    folder      PATH/train/<class>/* with PATH/val/ or PATH/test/, or any tree of images without labels
 
 As a script it is a data doctor: it loads a data set as search.py and train.py would, prints what it found, and exits with
 1 if training on it would fail.
@@ -31,8 +31,9 @@ from errors import InputError, at_least
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by training alone and a
 # search never sees the images that its cell is evaluated on.
 SPLIT_SEED = 0
-HELD_OUT = 0.1  # of the images of a folder that has neither test/ nor val/
+HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_UNREADABLE = 0.25  # of a folder's training images; above it something else is wrong
+MAX_BYTES = 16 * 2**30  # of pixels in memory
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -244,7 +245,7 @@ def list_images(root):
 
 def read_image(path, size):
     """Any image file as uint8 (size, size, 3): upright by its EXIF tag, RGB, the central square resized. Also its mode and
-    size in the file. Raises OSError, ValueError or SyntaxError, whatever Pillow does with a broken file."""
+    size in the file. Raises whatever Pillow does on a broken file."""
     with Image.open(path) as image:
         found = f"{image.mode} {image.width} x {image.height}"
         image.draft("RGB", (size, size))  # JPEG: decode at a reduced scale that is still large enough
@@ -267,8 +268,7 @@ def read_image(path, size):
 def read_images(root, files, size):
     """An ImageSet of those files that can be read."""
     needed = len(files) * size * size * 3
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory / 2:
+    if needed > MAX_BYTES:
         raise InputError(f"{len(files)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
                          "use --limit or a smaller --size")  # fmt: skip
     images = np.empty((len(files), size, size, 3), np.uint8)
@@ -278,7 +278,7 @@ def read_images(root, files, size):
         try:
             images[k], found = read_image(root / files[k], size)
             return found, None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow raises many types on a damaged file
             return None, str(error) or type(error).__name__
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -298,7 +298,7 @@ def load_folder(root, size, limit):
     if not root.is_dir():
         raise InputError(f"--data {root}: no such folder")
     train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    test_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     files = list_images(train_root)
     if train_root == root and test_root:  # images beside test/ or val/
         files = [f for f in files if f.parts[0] != test_root.name]
@@ -317,6 +317,8 @@ def load_folder(root, size, limit):
         held_out = set(choose(len(files), max(1, round(HELD_OUT * len(files)))).tolist())
         test_files = [f for i, f in enumerate(files) if i in held_out]
         files = [f for i, f in enumerate(files) if i not in held_out]
+        if not files:
+            raise InputError(f"{train_root}: a single image is not enough to train and to evaluate")
 
     sets = []
     for folder, part in ((train_root, files), (test_root or train_root, test_files)):

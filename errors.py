@@ -36,5 +36,6 @@ def run(main, args):
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        hint = "; the same command with --resume goes on" if hasattr(args, "resume") else ""
+        print(f"{sys.argv[0]}: interrupted{hint}", file=sys.stderr)
         sys.exit(130)

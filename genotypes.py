@@ -214,20 +214,18 @@ def load_arch(text: str) -> Genotype:
         entry = read_json(text)
         if isinstance(entry, list):
             raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
-        where = text
     else:
         path, colon, arch_id = text.rpartition(":")
         if not colon or not Path(path).is_file():
             raise InputError(f"no architecture {text!r}: neither a file nor one of {', '.join(CELLS)}")
         entries = read_json(path)
         entries = entries if isinstance(entries, list) else []
-        entry = next((e for e in entries if isinstance(e, dict) and e.get("id") == arch_id), None)
+        entry = next((e for e in entries if isinstance(e, dict) and str(e.get("id")) == arch_id), None)
         if entry is None:
             raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(entries)}")
-        where = text
     if not isinstance(entry, dict) or entry.get("space") != "darts":
-        raise InputError(f'{where}: an architecture is an object with "space": "darts" and a "genotype"')
-    return parse_genotype(entry.get("genotype"), where)
+        raise InputError(f'{text}: an architecture is an object with "space": "darts" and a "genotype"')
+    return parse_genotype(entry.get("genotype"), text)
 
 
 def short_name(text: str) -> str:

@@ -21,17 +21,17 @@ def parse_args(argv=None):
 
 
 def read_results(folders):
-    """The results, with the search's time beside those of a cell that was searched below the same folders."""
-    results, search_seconds = [], {}
-    for folder in folders:
-        for path in sorted(Path(folder).rglob("genotype.json")):
-            entry = json.loads(path.read_text())
-            search_seconds[json.dumps(entry["genotype"])] = entry["meta"]["seconds"]
-        results += [json.loads(path.read_text()) for path in sorted(Path(folder).rglob("result.json"))]
+    """The results; a cell that was searched below the same folders is named after its search and gets its time."""
+    paths = [path for folder in folders for path in sorted(Path(folder).rglob("*.json"))]
+    results = [json.loads(path.read_text()) for path in paths if path.name == "result.json"]
+    searches = [json.loads(path.read_text()) for path in paths if path.name == "genotype.json"]
     if not results:
         raise InputError(f"no result.json below {', '.join(folders)}")
+    found = {json.dumps(search["genotype"]): search["meta"] for search in searches}
     for result in results:
-        result["search_seconds"] = search_seconds.get(json.dumps(result["genotype"]))
+        search = found.get(json.dumps(result["genotype"]))
+        result["search_seconds"] = search and search["seconds"]
+        result["arch"] = f"found by {search['task']}" if search else result["arch"]
     return results
 
 

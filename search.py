@@ -25,7 +25,7 @@ from errors import InputError, at_least
 # The settings of a data set; an option on the command line goes before. cifar10 and folder: those of DARTS for CIFAR-10.
 # shapes: for two minutes on two CPU cores.
 DEFAULTS = {
-    "shapes": dict(size=32, limit=1000, width=8, layers=3, epochs=2, batch_size=20, lr=0.05, alpha_lr=1e-2),
+    "shapes": dict(size=32, limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
     "cifar10": dict(size=32, width=16, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
     "folder": dict(size=32, width=16, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
 }

@@ -70,12 +70,19 @@ def environment(device):
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
         pass
-    python, threads = platform.python_version(), torch.get_num_threads()
+    name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {
-        "versions": {"python": python, "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
         "git_commit": commit,
         "world_size": 1,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} thread(s)",
+        "device": name,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 

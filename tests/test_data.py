@@ -12,7 +12,7 @@ from errors import InputError
 
 def photo(width, height, seed=0):
     """Something smooth, so that JPEG keeps it: red grows to the right, green downwards."""
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     blue = np.full_like(x, (seed * 37 % 256) / 255)
     return Image.fromarray((np.stack([x, y, blue], -1) * 255).astype(np.uint8))
 

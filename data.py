@@ -40,7 +40,8 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 class ImageSet:
     """Images (N, S, S, 3) uint8 RGB, labels (N,) int64 or None, masks (N, S, S) uint8 or None, with the names of the
     classes and the per-channel mean and standard deviation (of values in 0 .. 1) that inputs are normalised with.
-    `names` identify the images in the split's hash; `unreadable` lists files left out as (path, reason)."""
+    `names` identify the images in the split's hash; `unreadable` lists files left out as (path, reason), `formats` counts
+    modes and sizes of the files."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet
 
@@ -48,6 +49,7 @@ class ImageSet:
         self.images, self.labels, self.masks, self.classes = images, labels, masks, list(classes)
         self.names = names or [str(i) for i in range(len(images))]
         self.unreadable, self.formats = [], Counter()
+        self.why_no_labels = "a folder of images has them as train/<class>/*"
 
     def __len__(self):
         return len(self.images)
@@ -78,7 +80,9 @@ def load(name, path=None, size=32, limit=None, download=False):
             raise InputError(f"--size {size}: the images of cifar10 are 32 x 32")
         sets = load_cifar10(path, train=True, download=download), load_cifar10(path, train=False, download=download)
     else:
-        return load_folder(Path(path), size, limit)  # which applies the limit before it decodes
+        train, test = read_folder(Path(path), size, limit)  # which applies the limit before it decodes
+        check_folder(path, train, test)
+        return train, test
     return tuple(part.subset(choose(len(part), limit)) for part in sets)
 
 
@@ -98,7 +102,7 @@ def split_hash(*parts):
     """12 hex digits that stand for which images are used for what; a part is an ImageSet or an index tensor."""
     digest = hashlib.sha256()
     for part in parts:
-        text = "\n".join(part.names).encode() if isinstance(part, ImageSet) else part.numpy().tobytes()
+        text = os.fsencode("\n".join(part.names)) if isinstance(part, ImageSet) else part.numpy().tobytes()
         digest.update(text + b"\n\n")
     return digest.hexdigest()[:12]
 
@@ -294,13 +298,14 @@ def read_images(root, files, size):
     return data
 
 
-def load_folder(root, size, limit):
+def read_folder(root, size, limit):
+    """(training set, evaluation set) of a folder, whatever could be read of it."""
     if not root.is_dir():
         raise InputError(f"--data {root}: no such folder")
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     files = list_images(train_root)
-    if train_root == root and test_root:  # images beside test/ or val/
+    if train_root == root and test_root:  # images beside val/ or test/
         files = [f for f in files if f.parts[0] != test_root.name]
     test_files = list_images(test_root) if test_root else []
     if not files:
@@ -308,7 +313,8 @@ def load_folder(root, size, limit):
     if test_root and not test_files:
         raise InputError(f"{test_root}: no images; without the folder a part of the others is held out for evaluation")
 
-    labelled = train_root != root and all(len(f.parts) > 1 for f in files + test_files)
+    stray = [f for f in files + test_files if len(f.parts) == 1]  # outside the folders of the classes
+    labelled = train_root != root and not stray
     classes = sorted({f.parts[0] for f in files}) if labelled else []
     new = sorted({f.parts[0] for f in test_files} - set(classes)) if labelled else []
     if new:
@@ -317,8 +323,6 @@ def load_folder(root, size, limit):
         held_out = set(choose(len(files), max(1, round(HELD_OUT * len(files)))).tolist())
         test_files = [f for i, f in enumerate(files) if i in held_out]
         files = [f for i, f in enumerate(files) if i not in held_out]
-        if not files:
-            raise InputError(f"{train_root}: a single image is not enough to train and to evaluate")
 
     sets = []
     for folder, part in ((train_root, files), (test_root or train_root, test_files)):
@@ -326,15 +330,25 @@ def load_folder(root, size, limit):
         if labelled:
             data.classes = classes
             data.labels = torch.tensor([classes.index(Path(name).parts[0]) for name in data.names])
+        elif train_root != root:
+            data.why_no_labels = f"{stray[0]} is not in the folder of a class"
         sets.append(data)
     train, test = sets
-    if test_root and test.unreadable:  # a metric over fewer images would not be comparable
-        raise InputError(f"{len(test.unreadable)} unreadable files in {test_root}, first {test.unreadable[0][0]}: "
-                         "mend or remove them")  # fmt: skip
-    if len(train.unreadable) > MAX_UNREADABLE * (len(train) + len(train.unreadable)) or not len(test):
-        raise InputError(f"{len(train.unreadable) + len(test.unreadable)} of {len(files) + len(test_files)} images below "
-                         f"{root} are unreadable, first {(train.unreadable + test.unreadable)[0][0]}")  # fmt: skip
+    if not test_root:  # one folder, of which some files are unreadable
+        train.unreadable, test.unreadable = train.unreadable + test.unreadable, []
     return train, test
+
+
+def check_folder(root, train, test):
+    """InputError if a folder cannot be trained on."""
+    if test.unreadable:  # a metric over fewer images would not be comparable
+        raise InputError(f"{len(test.unreadable)} unreadable files in the evaluation part, first {test.unreadable[0][0]}: "
+                         "mend or remove them")  # fmt: skip
+    broken, total = len(train.unreadable), len(train) + len(train.unreadable)
+    if broken > MAX_UNREADABLE * total:
+        raise InputError(f"{broken} of {total} images below {root} are unreadable, first {train.unreadable[0][0]}")
+    if len(train) < 2 or not len(test):
+        raise InputError(f"{root}: {len(train)} images to train and {len(test)} to evaluate are not enough")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,7 +356,7 @@ def load_folder(root, size, limit):
 
 def add_arguments(group):
     """The options that name a data set."""
-    group.add_argument("--dataset", choices=["shapes", "cifar10", "folder"], default="shapes")
+    group.add_argument("--dataset", choices=["shapes", "cifar10", "folder"], default="shapes", help="shapes is embedded")
     group.add_argument("--data", metavar="PATH", help="where it is: the folder of images, the root of cifar10")
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
     group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
@@ -380,12 +394,17 @@ def parse_args(argv=None):
 
 
 def main(args):
+    size = args.size or 32
     try:
-        train, test = load(args.dataset, args.data, args.size or 32, args.limit, args.download)
+        if args.dataset == "folder" and args.data:
+            train, test = read_folder(Path(args.data), size, args.limit)
+            print("\n".join(report(train, test)))
+            check_folder(args.data, train, test)
+        else:
+            print("\n".join(report(*load(args.dataset, args.data, size, args.limit, args.download))))
     except InputError as error:
         print(f"training would fail: {error}")
         sys.exit(1)
-    print("\n".join(report(train, test)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def even(text):
 
 def run(main, args):
     """Calls `main(args)` as a script does."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         main(args)
     except InputError as error:

@@ -210,13 +210,13 @@ def load_arch(text: str) -> Genotype:
     `archs.json:ID` for one of a list. InputError says what is wrong with anything else."""
     if text in CELLS:
         return named_cell(text)
-    if Path(text).is_file():
+    if os.path.isfile(text):
         entry = read_json(text)
         if isinstance(entry, list):
             raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
     else:
         path, colon, arch_id = text.rpartition(":")
-        if not colon or not Path(path).is_file():
+        if not colon or not os.path.isfile(path):
             raise InputError(f"no architecture {text!r}: neither a file nor one of {', '.join(CELLS)}")
         entries = read_json(path)
         entries = entries if isinstance(entries, list) else []
@@ -230,10 +230,10 @@ def load_arch(text: str) -> Genotype:
 
 def short_name(text: str) -> str:
     """What to call an architecture of the command line: its name or id, for runs/x/genotype.json x."""
-    if text in CELLS:
-        return text
-    path = Path(text)
-    return (path.absolute().parent.name if path.is_file() else text.rpartition(":")[2]).removeprefix("search_")
+    if not os.path.isfile(text):
+        return text.rpartition(":")[2]
+    path = Path(text).absolute()
+    return (path.parent.name if path.name == "genotype.json" else path.stem).removeprefix("search_")
 
 
 def save_genotype(path, genotype: Genotype, **meta):

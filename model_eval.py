@@ -63,7 +63,10 @@ def check_auxiliary(task, stem, layers):
     size = math.ceil(task.input_size / total_stride(stem, layers))
     smallest = {"cifar": 8, "imagenet": 7}[stem]  # for its pool and its 2x2 convolution
     if size < smallest:
-        raise InputError(f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}")
+        raise InputError(
+            f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}; --auxiliary 0 "
+            "leaves it out"
+        )
 
 
 class Network(nn.Module):

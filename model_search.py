@@ -33,11 +33,12 @@ class MixedEdges(nn.Module):
         super().__init__()
         self.C, self.copies = C, copies
         self.shared = nn.ModuleDict()  # ops without weights: one output for all edges
-        self.copied = nn.ModuleDict()  # ops with weights: an output for each edge
+        self.copied = nn.ModuleDict()  # ops with weights: an output for each edge; without their ReLU and
+        self.norms = nn.ModuleDict()  # their last BN
         for name in PRIMITIVES:
             op = OPS[name](C, stride, affine=False, copies=copies)
             if any(True for _ in op.parameters()):
-                self.copied[name] = op[1:]  # without its ReLU
+                self.copied[name], self.norms[name] = op[1:-1], op[-1]
             elif name != "none":
                 is_pool = "pool" in name
                 self.shared[name] = nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if is_pool else op
@@ -46,7 +47,7 @@ class MixedEdges(nn.Module):
         weight = dict(zip(PRIMITIVES, weights.unbind(1)))  # (E,) for each op
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
         # The BN that ends an op multiplies by the edge's weight in the same pass.
-        outputs = [scaled_bn(op[-1], op[:-1](x_copies), weight[name]) for name, op in self.copied.items()]
+        outputs = [scaled_bn(self.norms[name], op(x_copies), weight[name]) for name, op in self.copied.items()]
         mixed = add(outputs).permute(0, 2, 3, 1).unflatten(3, (self.copies, self.C))  # a view, in channels_last
         for name, op in self.shared.items():
             y = op(x).permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
@@ -145,7 +146,7 @@ def health(alphas, genotype: Genotype) -> dict:
     """How the search stands: mean entropy of the edges' softmax (1 = undecided, 0 = decided) and, in the derived cells,
     the numbers of skip connections and of convolutions; for the normal and the reduction cell each."""
     weights = F.softmax(alphas.detach(), dim=-1)
-    entropy = -(weights * weights.log()).sum(-1).mean(-1) / math.log(len(PRIMITIVES))  # (2,)
+    entropy = torch.special.entr(weights).sum(-1).mean(-1) / math.log(len(PRIMITIVES))  # (2,)
     cells = [[op for op, _ in pairs] for pairs in (genotype.normal, genotype.reduce)]
     return {
         "entropy": [round(e, 6) for e in entropy.tolist()],

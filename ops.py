@@ -2,8 +2,8 @@
 
 `OPS[name](C, stride, affine, copies)` builds an operation on C channels. With `copies` = E it is E independent copies side
 by side, in one module: copy e maps channels e*C .. (e+1)*C - 1 of its input to the same channels of its output. The fixed
-network uses single ops; the supernet runs all the edges that leave a node as copies. Operations with weights are an
-nn.Sequential that starts with its ReLU, so that a caller who has applied the ReLU takes `op[1:]`.
+network uses single ops; the supernet runs all the edges that leave a node as copies. An operation with weights is an
+nn.Sequential that starts with its ReLU and ends with its BN, which the supernet takes off and applies itself.
 """
 
 import torch

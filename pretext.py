@@ -175,6 +175,10 @@ class Colorization(Task):
     def head(self, C):
         return PixelHead(C, self.num_classes)
 
+    def loss(self, logits, targets, label_smoothing=0.0):
+        # One row a pixel, a view in channels_last; the loss of images is not deterministic on a GPU.
+        return super().loss(logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten(), label_smoothing)
+
 
 class Jigsaw(Task):
     """Which permutation a grid of tiles was shuffled by: tile k stands in slot perm[k]. Noroozi & Favaro 2016."""
@@ -230,7 +234,7 @@ TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jig
 def make_task(name, data, size, stem, layers, device) -> Task:
     """The task for a data set and a network of that stem and depth, or InputError where they do not fit."""
     if TASKS[name].uses_labels and data.labels is None:
-        raise InputError(f"task {name} needs labels: a folder of images has them as train/<class>/*")
+        raise InputError(f"task {name} needs labels: {data.why_no_labels}")
     task = TASKS[name](data, size, 2 if stem == "cifar" else 3, device)  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
     stride = total_stride(stem, layers)
     if task.input_size < stride:
@@ -281,7 +285,7 @@ def rgb_to_lab(rgb):
     """8-bit RGB (..., 3) -> CIE Lab (..., 3) in float64."""
     rgb = rgb.double() / 255
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = linear @ torch.tensor(RGB_TO_XYZ).double().T / torch.tensor(WHITE).double()
+    xyz = linear @ torch.tensor(RGB_TO_XYZ, dtype=torch.float64).T / torch.tensor(WHITE, dtype=torch.float64)
     f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import errors
 from errors import InputError
+from genotypes import read_json
 
 
 def parse_args(argv=None):
@@ -21,25 +22,28 @@ def parse_args(argv=None):
 
 
 def read_results(folders):
-    """The results; a cell that was searched below the same folders is named after its search and gets its time."""
+    """The results; a cell that was searched below the same folders is named after its search, whose time it gets."""
     paths = [path for folder in folders for path in sorted(Path(folder).rglob("*.json"))]
-    results = [json.loads(path.read_text()) for path in paths if path.name == "result.json"]
-    searches = [json.loads(path.read_text()) for path in paths if path.name == "genotype.json"]
+    results = [read_json(path) for path in paths if path.name == "result.json"]
+    searches = [read_json(path) for path in paths if path.name == "genotype.json"]
     if not results:
         raise InputError(f"no result.json below {', '.join(folders)}")
     found = {json.dumps(search["genotype"]): search["meta"] for search in searches}
     for result in results:
         search = found.get(json.dumps(result["genotype"]))
         result["search_seconds"] = search and search["seconds"]
-        result["arch"] = f"found by {search['task']}" if search else result["arch"]
+        if search:
+            result["arch"] = f"found by {search['task']} (seed {search['seed']})"
     return results
 
 
 def make_rows(results):
     groups = {}
     for result in results:
-        recipe = {k: v for k, v in result["args"].items() if k not in ("arch", "out", "seed", "resume")}
-        groups.setdefault((result["arch"], result["task"], result["dataset"], json.dumps(recipe)), []).append(result)
+        free = ("arch", "out", "seed", "resume", "data", "download", "device", "print_every", "deterministic")
+        recipe = {k: v for k, v in result["args"].items() if k not in free}
+        key = (result["arch"], result["task"], result["dataset"], json.dumps([recipe, result["genotype"]]))
+        groups.setdefault(key, []).append(result)
     for (arch, task, dataset, _), runs in groups.items():
         best = [run["best"] for run in runs]
         first = runs[0]
@@ -63,6 +67,7 @@ def main(args):
     print(f"\nHardware: {', '.join(sorted({row['device'] for row in rows}))}; "
           f"torch {', '.join(sorted({row['torch'] for row in rows}))}")  # fmt: skip
     if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@
 #
 # JOBS=2 OMP_NUM_THREADS=1 runs two at a time with a thread each, which suits small networks on few cores.
 set -euo pipefail
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # a failure or Ctrl-C ends the runs beside it
 profile=${1:-shapes}
 data=("${@:2}")
 case $profile in
@@ -33,6 +34,7 @@ run() { # run NAME COMMAND...: in the background, at most $JOBS at a time, outpu
 }
 finish() { while (($(jobs -rp | wc -l))); do wait -n || exit 1; done; }
 
+python data.py "${data[@]}" # also downloads, once, where --download asks for it
 for task in rot cls jig col; do
     run "search_$task" python search.py --task $task "${data[@]}" "${search[@]}"
 done

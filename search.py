@@ -29,7 +29,7 @@ DEFAULTS = {
     "cifar10": dict(size=32, width=16, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
     "folder": dict(size=32, width=16, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
 }
-COMMON = dict(weight_decay=3e-4, alpha_weight_decay=1e-3, alpha_start=0)
+COMMON = dict(weight_decay=3e-4, grad_clip=5.0, alpha_weight_decay=1e-3, alpha_start=0)
 
 
 def parse_args(argv=None):
@@ -42,13 +42,13 @@ def parse_args(argv=None):
     group.add_argument("--layers", type=at_least(1, int), help="number of cells")
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group = parser.add_argument_group("optimiser (default: the table)")
-    group.add_argument("--epochs", type=at_least(1, int))
+    group.add_argument("--epochs", type=at_least(1, int), help="passes over half of the training set")
     group.add_argument("--batch_size", type=at_least(2, int), help="images a step, of each half")
     group.add_argument("--lr", type=at_least(0), help="of the weights: SGD, momentum 0.9, cosine by epoch")
-    group.add_argument("--weight_decay", type=at_least(0))
-    group.add_argument("--grad_clip", type=at_least(0), default=5, help="largest norm of the weights' gradient")
+    group.add_argument("--weight_decay", type=at_least(0), help="of the weights")
+    group.add_argument("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: no clipping")
     group.add_argument("--alpha_lr", type=at_least(0), help="of the alphas: Adam (0.5, 0.999)")
-    group.add_argument("--alpha_weight_decay", type=at_least(0))
+    group.add_argument("--alpha_weight_decay", type=at_least(0), help="of the alphas")
     group.add_argument("--alpha_start", type=at_least(0, int), metavar="EPOCHS", help="keep the alphas frozen that long")
     utils.add_run_arguments(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
@@ -60,6 +60,8 @@ def parse_args(argv=None):
 def main(args):
     # --- set-up
     device = utils.setup(args)
+    if args.alpha_start >= args.epochs:
+        raise InputError(f"--alpha_start {args.alpha_start}: with --epochs {args.epochs} the alphas would never be trained")
     out = utils.open_run(args, f"search_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
@@ -100,6 +102,12 @@ def main(args):
           f"{split}); supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters, {out}")  # fmt: skip
     data.print_unreadable(train, test)
     progress = utils.Progress(log, args, steps, epochs_done)
+
+    def write_genotype(epoch, **more):
+        meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,
+                "seconds": round(seconds, 1), **utils.environment(device), "history": history, **more}  # fmt: skip
+        genotypes.save_genotype(out / "genotype.json", model_search.derive(alphas), **meta)
+
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs)
@@ -128,7 +136,8 @@ def main(args):
             loss = task.loss(logits, y)
             w_optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(supernet.parameters(), args.grad_clip)
+            if args.grad_clip:
+                torch.nn.utils.clip_grad_norm_(supernet.parameters(), args.grad_clip)
             w_optimizer.step()
             w_meter.update(loss, logits, y)
 
@@ -139,7 +148,8 @@ def main(args):
         seconds += time.time() - start
         summary = {f"w_{name}": value for name, value in w_meter.result().items()}
         if search_alphas:
-            summary |= {f"alpha_{name}": value for name, value in alpha_meter.result().items()}
+            result = utils.finite(alpha_meter.result(), epoch, step, args.task)
+            summary |= {f"alpha_{name}": value for name, value in result.items()}
         history.append({"epoch": epoch, "lr": lr, **summary, **health})
         log.write(**history[-1], genotype=genotype._asdict(), seconds=round(seconds, 1))
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
@@ -148,9 +158,7 @@ def main(args):
                   f"convolutions {health['convs'][i]}")  # fmt: skip
             if not health["convs"][i]:
                 print(f"  warning: the {cell} cell has no convolution; the search may have collapsed")
-        meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,
-                "seconds": round(seconds, 1), "device": utils.environment(device)["device"], "history": history}  # fmt: skip
-        genotypes.save_genotype(out / "genotype.json", genotype, **meta)
+        write_genotype(epoch)
         utils.save_checkpoint(out, {
             "identity": identity, "epoch": epoch, "seconds": seconds, "history": history, "alphas": alphas.detach(),
             "supernet": supernet.state_dict(), "w_optimizer": w_optimizer.state_dict(),
@@ -160,7 +168,8 @@ def main(args):
     # --- the cell that was found
     genotype = model_search.derive(alphas)
     result = utils.evaluate(supernet, task, data.batches(test, args.batch_size, device), alphas)
-    print(f"supernet on {len(test)} held-out images: " + utils.numbers(result))
+    write_genotype(args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
+    print(f"supernet on {len(test)} evaluation images: " + utils.numbers(result))
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")
     return genotype
 

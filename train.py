@@ -32,7 +32,8 @@ CIFAR10 = {  # classification as DARTS evaluates a cell; the pretext tasks as in
     "jig": dict(SAMPLE_BASED, batch_size=32, lr=0.025),
     "col": dict(SAMPLE_BASED, batch_size=128, lr=0.1),
 }
-DEFAULTS = {"shapes": dict.fromkeys(CIFAR10, SHAPES), "cifar10": CIFAR10, "folder": CIFAR10}
+FOLDER = dict(CIFAR10, cls=dict(DARTS_EVALUATION, auxiliary=0.0))  # whose pool does not fit every --size
+DEFAULTS = {"shapes": dict.fromkeys(CIFAR10, SHAPES), "cifar10": CIFAR10, "folder": FOLDER}
 COMMON = dict(grad_clip=5.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0, label_smoothing=0.0, precise_bn=0)
 
 
@@ -47,16 +48,18 @@ def parse_args(argv=None):
     group.add_argument("--layers", type=at_least(1, int), help="number of cells")
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group.add_argument("--auxiliary", type=at_least(0), metavar="WEIGHT", help="of the auxiliary head's loss; 0: no head")
-    group.add_argument("--drop_path", type=at_least(0, below=1), metavar="P", help="in the last epoch, linear from 0")
+    group.add_argument(
+        "--drop_path", type=at_least(0, below=1), metavar="P", help="grows from 0 in the first epoch towards P"
+    )
     group = parser.add_argument_group("optimiser: SGD, momentum 0.9, cosine by epoch (default: the table)")
-    group.add_argument("--epochs", type=at_least(1, int))
+    group.add_argument("--epochs", type=at_least(1, int), help="passes over the training set")
     group.add_argument("--batch_size", type=at_least(2, int), help="images a step")
-    group.add_argument("--lr", type=at_least(0))
+    group.add_argument("--lr", type=at_least(0), help="learning rate of the first epoch after warm-up")
     group.add_argument("--warmup_epochs", type=at_least(0, int), help="linear from a tenth of the learning rate")
-    group.add_argument("--weight_decay", type=at_least(0))
-    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction)
+    group.add_argument("--weight_decay", type=at_least(0), help="of all weights")
+    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum")
     group.add_argument("--grad_clip", type=at_least(0), help="largest norm of the gradient; 0: no clipping")
-    group.add_argument("--label_smoothing", type=at_least(0, below=1))
+    group.add_argument("--label_smoothing", type=at_least(0, below=1), help="weight of the uniform target")
     group.add_argument("--cutout", type=at_least(0, int), metavar="PIXELS", help="side of a square that is zeroed; 0: none")
     group.add_argument("--precise_bn", type=at_least(0, int), nargs="?", const=1024, metavar="IMAGES",
                        help="re-estimate BN statistics on so many images (1024) before an evaluation")  # fmt: skip
@@ -74,9 +77,6 @@ def main(args):
     genotype = genotypes.load_arch(args.arch)
     arch = genotypes.short_name(args.arch)
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
-    if args.resume and (out / "result.json").exists():
-        print(f"finished: {out / 'result.json'}")
-        return genotypes.read_json(out / "result.json")
 
     # --- data
     train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download)
@@ -106,6 +106,11 @@ def main(args):
 
     # --- resume
     identity = utils.identity_of(args, split=split, genotype=genotypes.to_text(genotype).replace("\n", " "))
+    if args.resume and (out / "result.json").exists():
+        result = genotypes.read_json(out / "result.json")
+        utils.check_identity(out / "result.json", result["identity"], identity)
+        print(f"finished: {out / 'result.json'}")
+        return result
     epochs_done, seconds, history = 0, 0.0, []
     if args.resume and (out / "checkpoint.pt").exists():
         state = utils.load_checkpoint(out, identity)
@@ -145,10 +150,13 @@ def main(args):
             meter.update(loss, logits, y)
             progress.step(epoch, step, lambda: utils.finite(meter.result(), epoch, step, args.task))
 
-        if args.precise_bn:
-            some = data.batches(train, args.batch_size, device, data.choose(len(train), args.precise_bn))
+        if args.precise_bn:  # in full batches, which count alike
+            network.drop_path = 0.0
+            some = data.choose(len(train), max(args.precise_bn, args.batch_size))
+            some = data.batches(train, args.batch_size, device, some, train=True)
             update_bn((task.prepare(*batch, train=True)[0] for batch in some), network)
         result = utils.evaluate(network, task, data.batches(test, args.batch_size, device))
+        result = utils.finite(result, epoch, steps, args.task)
         seconds += time.time() - start
         summary = {**{f"train_{name}": value for name, value in meter.result().items()}, **result}
         history.append({"epoch": epoch, "lr": lr, **summary})
@@ -165,7 +173,7 @@ def main(args):
     result = {
         "arch": arch, "genotype": genotype._asdict(), "task": args.task, "dataset": args.dataset, "seed": args.seed,
         "metric": task.metric, "higher_is_better": task.higher_is_better, "best": best, "final": scores[-1],
-        "params": params, "macs": macs, "seconds": round(seconds, 1), "epochs": history, **header,
+        "params": params, "macs": macs, "seconds": round(seconds, 1), "epochs": history, "identity": identity, **header,
     }  # fmt: skip
     utils.write_json(out / "result.json", result)
     print(f"{task.metric}: best {best:.2f}, last {scores[-1]:.2f}, {utils.clock(seconds)}; {out / 'result.json'}")

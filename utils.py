@@ -23,7 +23,8 @@ from errors import InputError, at_least
 def add_run_arguments(group):
     """The options of a run that are not about data, model or optimiser."""
     group.add_argument("--out", metavar="DIR", help="where to write (default: a name under runs/)")
-    group.add_argument("--seed", type=int, default=0, help="of initialisation, data order and augmentation")
+    group.add_argument("--seed", type=at_least(0, int, 2**32), default=0,
+                       help="of initialisation, data order, augmentation and the halves of a search")  # fmt: skip
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
     group.add_argument("--deterministic", action="store_true", help="the same numbers each time on a GPU as well")
     group.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -43,6 +44,8 @@ def setup(args):
         raise InputError("one process only; start it with python, not with torchrun")
     try:
         device = torch.device(args.device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
@@ -56,7 +59,7 @@ def setup(args):
 
 def seed_everything(seed):
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 
@@ -146,9 +149,9 @@ def evaluate(network, task, batches, *alphas):
 
 
 def finite(result, epoch, step, task):
-    """The result of a meter, or the end of the run where its loss is not a number."""
+    """The result of a meter or evaluation up to this step, or the end of the run where the loss is not a number."""
     if not math.isfinite(result["loss"]):
-        raise InputError(f"the loss is {result['loss']} at epoch {epoch}, step {step}, task {task}: try a smaller --lr")
+        raise InputError(f"the loss is {result['loss']} by epoch {epoch}, step {step}, task {task}: try a smaller --lr")
     return result
 
 
@@ -166,7 +169,7 @@ def replace_file(path, write):
 
 
 def write_json(path, value):
-    replace_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+    replace_file(path, lambda file: file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode()))
 
 
 def save_checkpoint(out, state, device):
@@ -186,11 +189,16 @@ def load_checkpoint(out, identity):
     except Exception as error:  # torch raises many types on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a usable checkpoint ({reason}); remove {out} to start anew") from None
+    check_identity(path, found, identity)
+    return state
+
+
+def check_identity(path, found, identity):
+    """InputError if a file of a run was written under other settings than those of this run."""
     for key in identity:
         if key not in found or found[key] != identity[key]:
             raise InputError(f"{path} was written with {key} = {found.get(key)}, this run has {identity[key]}; "
                              "resume with the same settings or choose another --out")  # fmt: skip
-    return state
 
 
 def restore_rng(state, device):
@@ -214,10 +222,13 @@ def identity_of(args, **more):
 
 
 class Log:
-    """log.jsonl, and the same for people. Lines of an epoch that a resumed run repeats are taken out first."""
+    """log.jsonl: a header, a line for each print and each epoch. Lines that a resumed run repeats are taken out first."""
 
     def __init__(self, out, header, first_epoch):
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
         self.path = out / "log.jsonl"
         lines = [header]
         if first_epoch:
@@ -234,7 +245,7 @@ class Log:
 
     def write(self, **values):
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 class Progress:

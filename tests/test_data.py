@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -71,6 +72,7 @@ def test_unreadable_files_are_named(odd_files, capsys):
     train, test = data.load("folder", odd_files)
     names = {path.rsplit("/", 1)[1] for part in (train, test) for path, _ in part.unreadable}
     assert names == {"cut.jpg", "empty.png", "text.jpg"} and len(train) + len(test) == 23
+    assert not test.unreadable
     data.main(data.parse_args(["--dataset", "folder", "--data", str(odd_files)]))
     out = capsys.readouterr().out
     assert "cut.jpg" in out and "labels: none" in out and "RGB 60 x 48" in out
@@ -107,6 +109,10 @@ def test_labelled_folder_without_evaluation_part(tmp_path):
         (lambda root: [f.write_text("x") for f in (root / "train" / "cat").iterdir()], "unreadable"),
         (lambda root: (root / "val" / "dog").rename(root / "val" / "bird"), "does not have: bird"),
         (lambda root: [f.unlink() for f in (root / "train").rglob("*.png")], "no images"),
+        (
+            lambda root: [f.unlink() for f in root.rglob("*.png") if f.name != "0.png" or "dog" in str(f)],
+            "1 images to train",
+        ),
     ],
 )
 def test_doctor_fails_where_training_would(tmp_path, capsys, spoil, message):
@@ -116,7 +122,24 @@ def test_doctor_fails_where_training_would(tmp_path, capsys, spoil, message):
         data.load("folder", root)
     with pytest.raises(SystemExit) as exit_:
         data.main(data.parse_args(["--dataset", "folder", "--data", str(root)]))
-    assert exit_.value.code == 1 and "training would fail" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert exit_.value.code == 1 and "training would fail" in out
+    broken = [str(f) for f in root.rglob("*.png") if f.read_bytes() == b"x"]
+    assert all(f"unreadable: {path}" in out for path in broken)  # each, before the verdict
+
+
+def test_a_stray_file_is_named(tmp_path):
+    root = make_labelled(tmp_path)
+    photo(20, 20).save(root / "train" / "stray.png")
+    train, _ = data.load("folder", root)
+    assert train.labels is None and "stray.png" in train.why_no_labels
+
+
+def test_file_names_that_are_not_text(tmp_path, capsys):
+    root = make_labelled(tmp_path)
+    (root / "train" / "cat" / "0.png").rename(os.fsdecode(os.fsencode(root / "train" / "cat") + b"/caf\xe9.png"))
+    train, test = data.load("folder", root)
+    assert len(data.split_hash(train, test)) == 12
 
 
 def test_limit_split_and_hash(odd_files):

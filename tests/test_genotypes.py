@@ -33,7 +33,17 @@ def test_file_and_list(tmp_path):
     archs.write_text(json.dumps([dict(entry_of("nasnet"), id="00001"), entry_of("darts_v1")]))
     assert load_arch(f"{archs}:7") == load_arch("darts_v1")
     assert load_arch(f"{archs}:00001") == load_arch("nasnet")
-    for text, message in ((f"{archs}:8", "'8'"), (str(archs), "list"), ("resnet50", "resnet50"), ("none/x.json", "none/x")):
+    assert [genotypes.short_name(str(p)) for p in (tmp_path / "genotype.json", archs, f"{archs}:7", "pdarts")] == [
+        tmp_path.name, "archs", "7", "pdarts"]  # fmt: skip
+    assert genotypes.short_name("runs/a:b/x.json:00004") == "00004"
+    pasted = "Genotype(normal=[" + "('skip_connect', 0), " * 200
+    for text, message in (
+        (pasted, "no architecture"),
+        (f"{archs}:8", "'8'"),
+        (str(archs), "list"),
+        ("resnet50", "resnet50"),
+        ("none/x.json", "none/x"),
+    ):
         with pytest.raises(InputError, match=message):
             load_arch(text)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import errors
 import genotypes
 import model_search
 import pretext
+import report
 import search
 import train
 import utils
@@ -146,7 +148,7 @@ def test_steps_change_weights_or_alphas_and_images_are_used_once(tmp_path, watch
 
 
 def test_frozen_alphas_are_announced(tmp_path, capsys):
-    run_search("--task", "cls", "--epochs", 1, "--alpha_start", 1, "--out", tmp_path)
+    run_search("--task", "cls", "--epochs", 2, "--alpha_start", 1, "--out", tmp_path)
     assert "alphas frozen until epoch 2" in capsys.readouterr().out
 
 
@@ -162,20 +164,17 @@ def test_collapse_is_announced(tmp_path, capsys, monkeypatch):
     assert "skips 8, convolutions 0" in out and "warning: the normal cell has no convolution" in out
 
 
-@pytest.mark.parametrize("labels", [False, True])
-def test_search_on_a_flat_folder(tmp_path, capsys, labels):
+def test_search_on_a_flat_folder(tmp_path, capsys):
     rng = np.random.RandomState(0)
     for k in range(50):
         pixels = np.kron(rng.randint(0, 256, (5, 6, 3)), np.ones((8 + k % 3, 8, 1))).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{k}.png")
     (tmp_path / "broken.jpg").write_text("")
-    argv = ["--dataset", "folder", "--data", tmp_path, "--epochs", 1, "--out", tmp_path / "out"]
-    if labels:
-        with pytest.raises(errors.InputError, match="needs labels"):
-            run_search("--task", "cls", *argv)
-        return
+    argv = ["--dataset", "folder", "--data", tmp_path, "--epochs", 1, "--out"]
+    with pytest.raises(errors.InputError, match="needs labels"):
+        run_search("--task", "cls", *argv, tmp_path / "cls")
     for task in ("rot", "col", "jig"):
-        run_search("--task", task, *argv[:-1], tmp_path / f"{task}")
+        run_search("--task", task, *argv, tmp_path / task)
         assert "broken.jpg" in capsys.readouterr().out
         assert genotypes.load_arch(str(tmp_path / task / "genotype.json"))
 
@@ -225,9 +224,9 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["epoch"] == 2
+    assert torch.load(killed / "checkpoint.pt", weights_only=True)["epoch"] in (2, 3)
     with open(log, "a") as file:
-        file.write('{"epoch": 3, "st')  # a torn line
+        file.write('{"epoch": 4, "st')  # a torn line
     run(*argv, "--out", killed, "--resume")
     assert_same_run(tmp_path / "whole", killed)
     if name == "train":
@@ -238,9 +237,11 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
         assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
 
 
-def test_a_checkpoint_is_only_for_its_own_run(tmp_path):
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_checkpoint_is_only_for_its_own_run(tmp_path, finished):
     run_train("--epochs", 1, "--out", tmp_path)
-    (tmp_path / "result.json").unlink()
+    if not finished:
+        (tmp_path / "result.json").unlink()
     for argv, message in (
         (["--arch", "darts_v1"], "genotype"),
         (["--lr", "0.5"], "lr = 0.05, this run has 0.5"),
@@ -249,6 +250,7 @@ def test_a_checkpoint_is_only_for_its_own_run(tmp_path):
     ):
         with pytest.raises(errors.InputError, match=message):
             run_train("--epochs", 1, "--out", tmp_path, "--resume", *argv)
+    (tmp_path / "result.json").unlink(missing_ok=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
     with pytest.raises(errors.InputError, match="not a usable checkpoint"):
         run_train("--epochs", 1, "--out", tmp_path, "--resume")
@@ -263,13 +265,23 @@ def test_precise_bn_reads_that_many_images(tmp_path):
     run_train("--epochs", 1, "--precise_bn", 25, "--out", tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
     counts = {int(v) for k, v in state.items() if k.endswith("num_batches_tracked")}
-    assert counts == {3}  # 25 images in batches of 10, counted anew
+    assert counts == {2}  # 25 images in full batches of 10, counted anew
+    # a map of 1 x 1 in the auxiliary head, whose BN a batch of one would break
+    argv = ["--layers", 3, "--auxiliary", 0.4, "--drop_path", 0.2, "--precise_bn", 21]
+    run_train("--epochs", 1, *argv, "--out", tmp_path / "auxiliary")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    with pytest.raises(errors.InputError, match=r"loss is (nan|inf) at epoch 1, step \d, task cls"):
-        run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--out", tmp_path)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    for batch in (10, 40):  # of one step an epoch only the evaluation sees it
+        with pytest.raises(errors.InputError, match=r"loss is (nan|inf) by epoch 1, step \d, task cls"):
+            run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--batch_size", batch, "--out", tmp_path / str(batch))
+        assert not (tmp_path / str(batch) / "checkpoint.pt").exists()
+
+
+def test_search_without_clipping_learns(tmp_path):
+    run_search("--task", "cls", "--epochs", 3, "--grad_clip", 0, "--out", tmp_path)
+    losses = [line["w_loss"] for line in read_log(tmp_path) if "w_loss" in line]
+    assert losses[-1] < losses[0] - 0.02
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -289,6 +301,10 @@ BAD = {
     "odd width": (search, [*SEARCH, "--width", "7"], "--width"),
     "negative rate": (search, [*SEARCH, "--lr", "-1"], "--lr"),
     "drop path of one": (train, [*TRAIN, "--drop_path", "1"], "--drop_path"),
+    "alphas that never start": (search, [*SEARCH, "--epochs", "2", "--alpha_start", "2"], "--alpha_start 2"),
+    "output below a file": (train, [*TRAIN, "--out", f"{__file__}/x"], "test_runs.py/x"),
+    "unknown kind of device": (train, [*TRAIN, "--device", "meta"], "--device meta"),
+    "seed": (train, [*TRAIN, "--seed", "99999999999999999999"], "--seed"),
     "no epochs": (train, [*TRAIN, "--epochs", "0"], "--epochs"),
 }
 
@@ -309,6 +325,39 @@ def test_bad_input_as_a_command(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1 and "resnet50" in done.stderr
+
+
+@pytest.mark.slow
+def test_report_and_small_study(tmp_path):
+    """run_all.sh runs everything once; a second time nothing but the report; the table is that of the results."""
+
+    def run_all():
+        command = ["bash", ROOT / "run_all.sh", "shapes", "--limit", "40"]
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env={**environment, "JOBS": "2"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for name in [*ROOT.glob("*.py"), ROOT / "run_all.sh"]:  # it runs the scripts beside it
+        (tmp_path / name.name).symlink_to(name)
+    out = run_all()
+    out_dir = tmp_path / "runs" / "shapes"
+    results = {path: path.stat().st_mtime_ns for path in out_dir.rglob("result.json")}
+    assert len(results) == 6 and len(list(out_dir.rglob("genotype.json"))) == 4
+    table = (out_dir / "report.md").read_text()
+    assert table in out and table.count("found by ") == 4 and table.count("| darts_v2 |") == 2
+    run_all()
+    assert {path: path.stat().st_mtime_ns for path in results} == results
+
+    first = json.loads((out_dir / "darts_v2" / "result.json").read_text())
+    second = dict(first, best=first["best"] + 3, args=dict(first["args"], seed=1, print_every=7))
+    (out_dir / "seed1").mkdir()
+    (out_dir / "seed1" / "result.json").write_text(json.dumps(second))
+    report.main(report.parse_args([str(out_dir), "--json", str(tmp_path / "new" / "table.json")]))
+    rows = json.loads((tmp_path / "new" / "table.json").read_text())
+    (row,) = [row for row in rows if row["arch"] == "darts_v2" and row["task"] == "cls"]
+    assert row["seeds"] == 2 and row["best"] == pytest.approx(first["best"] + 1.5)
+    assert row["std"] == pytest.approx(3 / math.sqrt(2)) and row["search_seconds"] is None
 
 
 def test_a_bug_keeps_its_traceback():

@@ -108,7 +108,7 @@ def main(args):
     identity = utils.identity_of(args, split=split, genotype=genotypes.to_text(genotype).replace("\n", " "))
     if args.resume and (out / "result.json").exists():
         result = genotypes.read_json(out / "result.json")
-        utils.check_identity(out / "result.json", result["identity"], identity)
+        utils.check_identity(out / "result.json", result.get("identity", {}), identity)
         print(f"finished: {out / 'result.json'}")
         return result
     epochs_done, seconds, history = 0, 0.0, []

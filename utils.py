@@ -224,21 +224,21 @@ def identity_of(args, **more):
 class Log:
     """log.jsonl: a header, a line for each print and each epoch. Lines that a resumed run repeats are taken out first."""
 
-    def __init__(self, out, header, first_epoch):
+    def __init__(self, out, header, epochs_done):
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
         self.path = out / "log.jsonl"
         lines = [header]
-        if first_epoch:
+        if epochs_done:
             lines = []
             for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
                 try:
                     line = json.loads(text)
                 except ValueError:  # the run was killed while it wrote this
                     continue
-                if line.get("epoch", 0) <= first_epoch:
+                if line.get("epoch", 0) <= epochs_done:
                     lines.append(line)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_file(self.path, lambda file: file.write(text.encode()))

@@ -217,6 +217,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
     # SIGKILL within an epoch
     killed = tmp_path / "killed"
     command = [sys.executable, ROOT / command[0], *command[1:], *map(str, argv), "--out", killed, "--resume"]
+    command.append("--deterministic")  # changes nothing on a CPU
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     log = killed / "log.jsonl"
     while not log.exists() or '"epoch": 3' not in log.read_text():

@@ -4,8 +4,8 @@
     cifar10     CIFAR-10 through torchvision
     folder      PATH/train/<class>/* with PATH/val/ or PATH/test/, or any tree of images without labels
 
-As a script it is a data doctor: it loads a data set as search.py and train.py would, prints what it found, and exits with
-1 if training on it would fail.
+As a script it is a data doctor: it loads a data set as training does (at --size, 32 if not given), prints what it found, and
+exits with 1 if training on it would fail.
 
     python data.py --dataset folder --data my_photos/ --size 64
     python data.py --dataset cifar10 --data data/ --download
@@ -67,9 +67,11 @@ class ImageSet:
         return part
 
 
-def load(name, path=None, size=32, limit=None, download=False):
+def load(name: str, path=None, size: int = 32, limit: int | None = None, download=False) -> tuple[ImageSet, ImageSet]:
     """(training set, evaluation set) of a data set; `limit` keeps a seeded choice of at most that many images of each."""
     if name == "shapes":
+        if path is not None:
+            raise InputError(f"--data {path}: of which kind? --dataset folder or --dataset cifar10")
         if size != 32:
             raise InputError(f"--size {size}: the images of shapes are 32 x 32")
         sets = load_shapes(2000, seed=SPLIT_SEED), load_shapes(500, seed=SPLIT_SEED + 1)
@@ -86,13 +88,13 @@ def load(name, path=None, size=32, limit=None, download=False):
     return tuple(part.subset(choose(len(part), limit)) for part in sets)
 
 
-def choose(n, limit):
+def choose(n: int, limit: int | None) -> torch.Tensor:
     """Sorted indices of a seeded choice of min(n, limit) out of n."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
     return order[:limit].sort().values
 
 
-def halves(n, seed):
+def halves(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A seeded split of n images into two halves of equal size (an odd one is left out), as sorted indices."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return order[: n // 2].sort().values, order[n // 2 : n // 2 * 2].sort().values
@@ -107,7 +109,7 @@ def split_hash(*parts):
     return digest.hexdigest()[:12]
 
 
-def batches(data, batch_size, device, index=None, train=False):
+def batches(data: ImageSet, batch_size: int, device, index: torch.Tensor | None = None, train=False):
     """Yields images uint8 (B, 3, S, S), labels (B,) or None, and their indices (B,) in the data set. In training in a new
     order each time, without a last smaller batch; `index` restricts it to a part."""
     index = torch.arange(len(data)) if index is None else index
@@ -115,9 +117,9 @@ def batches(data, batch_size, device, index=None, train=False):
         index = index[torch.randperm(len(index))]
         index = index[: len(index) // batch_size * batch_size]
     for batch in index.split(batch_size):
-        images = data.images[batch].to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, S, S), channels_last
-        labels = None if data.labels is None else data.labels[batch].to(device, non_blocking=True)
-        yield images, labels, batch.to(device, non_blocking=True)
+        images = data.images[batch].to(device).permute(0, 3, 1, 2)  # (B, 3, S, S), channels_last
+        labels = None if data.labels is None else data.labels[batch].to(device)
+        yield images, labels, batch.to(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,7 +331,8 @@ def read_folder(root, size, limit):
         data = read_images(folder, [part[i] for i in choose(len(part), limit).tolist()], size)
         if labelled:
             data.classes = classes
-            data.labels = torch.tensor([classes.index(Path(name).parts[0]) for name in data.names])
+            labels = [classes.index(Path(name).parts[0]) for name in data.names]
+            data.labels = torch.tensor(labels, dtype=torch.int64)
         elif train_root != root:
             data.why_no_labels = f"{stray[0]} is not in the folder of a class"
         sets.append(data)
@@ -357,7 +360,7 @@ def check_folder(root, train, test):
 def add_arguments(group):
     """The options that name a data set."""
     group.add_argument("--dataset", choices=["shapes", "cifar10", "folder"], default="shapes", help="shapes is embedded")
-    group.add_argument("--data", metavar="PATH", help="where it is: the folder of images, the root of cifar10")
+    group.add_argument("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
     group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
     group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of the square images")

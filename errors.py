@@ -1,4 +1,4 @@
-"""What the user can put right is said in one line, with exit code 2; a bug keeps its traceback."""
+"""User errors (`InputError`) end a script with one line and exit code 2; bugs keep their traceback."""
 
 import math
 import sys

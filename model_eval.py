@@ -23,7 +23,7 @@ class Cell(nn.Module):
         self.inputs = [j for _, j in pairs]
         self.ops = nn.ModuleList(OPS[op](C, 2 if reduction and j < 2 else 1, affine=True, copies=1) for op, j in pairs)
 
-    def forward(self, s0, s1, drop):  # drop: the probability to drop a path
+    def forward(self, s0, s1, drop):  # (B, C_prev_prev, H, W), (B, C_prev, H, W), probability to drop a path
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         paths = list(zip(self.ops, self.inputs))
         for pair in zip(paths[::2], paths[1::2]):
@@ -31,7 +31,7 @@ class Cell(nn.Module):
             if drop and self.training:
                 a, b = (y if isinstance(op, nn.Identity) else drop_path(y, drop) for (op, _), y in zip(pair, (a, b)))
             states.append(a + b)
-        return torch.cat([states[j] for j in self.concat], 1)
+        return torch.cat([states[j] for j in self.concat], 1)  # (B, len(concat)*C, h, w)
 
 
 class AuxiliaryHead(nn.Module):

@@ -37,7 +37,9 @@ class MixedEdges(nn.Module):
         self.norms = nn.ModuleDict()  # their last BN
         for name in PRIMITIVES:
             op = OPS[name](C, stride, affine=False, copies=copies)
-            if any(True for _ in op.parameters()):
+            if list(op.parameters()):
+                if not (isinstance(op[0], nn.ReLU) and isinstance(op[-1], nn.BatchNorm2d)):
+                    raise TypeError(f"{name}: an op with weights starts with a ReLU and ends with a BatchNorm2d")
                 self.copied[name], self.norms[name] = op[1:-1], op[-1]
             elif name != "none":
                 is_pool = "pool" in name

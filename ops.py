@@ -119,7 +119,7 @@ OPS = {
 
 
 class CifarStem(nn.Sequential):
-    """For images below about 100 pixels: full resolution, 3C channels, for both inputs of the first cell."""
+    """For images below 96 pixels or so: full resolution, 3C channels, for both inputs of the first cell."""
 
     stride, reduces = 1, False
 

@@ -35,7 +35,7 @@ def random_crop_flip(x, padding):
     cols = offsets[1] + torch.arange(W, device=x.device)  # (B, W)
     cols = torch.where(torch.rand(B, 1, device=x.device) < 0.5, cols.flip(1), cols)
     x = F.pad(x, (0, 0, padding, padding, padding, padding))
-    return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
+    return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]]  # (B, H, W, C)
 
 
 def cutout(x, length):
@@ -84,14 +84,16 @@ class PixelHead(nn.Module):
 class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions.
 
-    `data` gives the classes and the colour statistics, `size` is the side of the images. `grid` is the jigsaw's. Of the
-    attributes, `in_channels`, `input_size` and `inputs_per_target` describe what the network sees.
+    `data` gives the classes and the colour statistics, `size` is the side of the images, `grid` the number of tiles per side
+    of a jigsaw. Of the attributes, `in_channels`, `input_size` and `inputs_per_target` describe what the network sees.
     """
+
+    num_classes: int
 
     in_channels, inputs_per_target = 3, 1
     classifies_inputs = True  # one target for each input of the network, as an auxiliary classifier needs it
     uses_labels = False
-    metric, higher_is_better = "top1", True  # percent
+    metric, higher_is_better = "top1", True  # the entry of `metrics` that counts: percent of correct targets
 
     def __init__(self, data, size, grid, device):
         self.size = self.input_size = size
@@ -176,7 +178,7 @@ class Colorization(Task):
         return PixelHead(C, self.num_classes)
 
     def loss(self, logits, targets, label_smoothing=0.0):
-        # One row a pixel, a view in channels_last; the loss of images is not deterministic on a GPU.
+        # (B*H*W, 313), a view in channels_last; the cross-entropy of (B, 313, H, W) is not deterministic on a GPU
         return super().loss(logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten(), label_smoothing)
 
 

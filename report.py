@@ -7,11 +7,13 @@ python report.py runs/cifar10_small --json results/cifar10_small.json > results/
 import argparse
 import json
 import statistics
+import time
 from pathlib import Path
 
 import errors
 from errors import InputError
 from genotypes import read_json
+from utils import WHERE_AND_HOW
 
 
 def parse_args(argv=None):
@@ -25,47 +27,50 @@ def read_results(folders):
     """The results; a cell that was searched below the same folders is named after its search, whose time it gets."""
     paths = [path for folder in folders for path in sorted(Path(folder).rglob("*.json"))]
     results = [read_json(path) for path in paths if path.name == "result.json"]
-    searches = [read_json(path) for path in paths if path.name == "genotype.json"]
+    searches = {path.parent.name: read_json(path) for path in paths if path.name == "genotype.json"}
     if not results:
         raise InputError(f"no result.json below {', '.join(folders)}")
-    found = {json.dumps(search["genotype"]): search["meta"] for search in searches}
     for result in results:
-        search = found.get(json.dumps(result["genotype"]))
-        result["search_seconds"] = search and search["seconds"]
-        if search:
-            result["arch"] = f"found by {search['task']} (seed {search['seed']})"
+        search = searches.get(Path(result["args"]["arch"]).parent.name, {})
+        result["search_seconds"] = None
+        if search.get("genotype") == result["genotype"]:
+            result["arch"] = f"found by {search['meta']['task']} (seed {search['meta']['seed']})"
+            result["search_seconds"] = search["meta"]["seconds"]
     return results
 
 
 def make_rows(results):
+    """A row for each architecture and recipe, over its seeds; the best of each task first."""
     groups = {}
     for result in results:
-        free = ("arch", "out", "seed", "resume", "data", "download", "device", "print_every", "deterministic")
-        recipe = {k: v for k, v in result["args"].items() if k not in free}
+        recipe = {k: v for k, v in result["args"].items() if k not in WHERE_AND_HOW | {"seed"}}
         key = (result["arch"], result["task"], result["dataset"], json.dumps([recipe, result["genotype"]]))
         groups.setdefault(key, []).append(result)
+    rows = []
     for (arch, task, dataset, _), runs in groups.items():
         best = [run["best"] for run in runs]
         first = runs[0]
-        yield {
+        rows.append({
             "arch": arch, "task": task, "dataset": dataset, "metric": first["metric"], "best": statistics.mean(best),
             "std": statistics.stdev(best) if len(best) > 1 else None, "seeds": len(best), "epochs": len(first["epochs"]),
             "params": first["params"], "macs": first["macs"], "seconds": statistics.mean(run["seconds"] for run in runs),
             "search_seconds": first["search_seconds"], "device": first["device"], "torch": first["versions"]["torch"],
-        }  # fmt: skip
+            "higher_is_better": first["higher_is_better"], "git_commit": first["git_commit"],
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["task"], -row["best"] if row["higher_is_better"] else row["best"]))
 
 
 def main(args):
-    rows = sorted(make_rows(read_results(args.folders)), key=lambda row: (row["task"], -row["best"]))
-    print("| architecture | task | best epoch, % | seeds | epochs | params, M | MACs, M | search, s | training, s |")
+    rows = make_rows(read_results(args.folders))
+    print("| architecture | task, metric | best epoch | seeds | epochs | params, M | MACs, M | search, s | training, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         best = f"{row['best']:.2f}" + (f" +- {row['std']:.2f}" if row["std"] is not None else "")
         search = "-" if row["search_seconds"] is None else f"{row['search_seconds']:.0f}"
-        print(f"| {row['arch']} | {row['task']} | {best} | {row['seeds']} | {row['epochs']} | {row['params'] / 1e6:.3f} "
-              f"| {row['macs'] / 1e6:.1f} | {search} | {row['seconds']:.0f} |")  # fmt: skip
+        print(f"| {row['arch']} | {row['task']}, {row['metric']} | {best} | {row['seeds']} | {row['epochs']} "
+              f"| {row['params'] / 1e6:.3f} | {row['macs'] / 1e6:.1f} | {search} | {row['seconds']:.0f} |")  # fmt: skip
     print(f"\nHardware: {', '.join(sorted({row['device'] for row in rows}))}; "
-          f"torch {', '.join(sorted({row['torch'] for row in rows}))}")  # fmt: skip
+          f"torch {', '.join(sorted({row['torch'] for row in rows}))}; {time.strftime('%Y-%m-%d')}")  # fmt: skip
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")

@@ -22,7 +22,7 @@ import pretext
 import utils
 from errors import InputError, at_least
 
-# The settings of a data set; an option on the command line goes before. cifar10 and folder: those of DARTS for CIFAR-10.
+# The settings of a data set; options on the command line take precedence. cifar10 and folder: those of DARTS for CIFAR-10.
 # shapes: for two minutes on two CPU cores.
 DEFAULTS = {
     "shapes": dict(size=32, limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
@@ -43,13 +43,13 @@ def parse_args(argv=None):
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group = parser.add_argument_group("optimiser (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over half of the training set")
-    group.add_argument("--batch_size", type=at_least(2, int), help="images a step, of each half")
-    group.add_argument("--lr", type=at_least(0), help="of the weights: SGD, momentum 0.9, cosine by epoch")
+    group.add_argument("--batch_size", type=at_least(2, int), help="images per step, from each half")
+    group.add_argument("--lr", type=at_least(0), help="learning rate of the weights: SGD, momentum 0.9, cosine")
     group.add_argument("--weight_decay", type=at_least(0), help="of the weights")
     group.add_argument("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: no clipping")
-    group.add_argument("--alpha_lr", type=at_least(0), help="of the alphas: Adam (0.5, 0.999)")
+    group.add_argument("--alpha_lr", type=at_least(0), help="learning rate of the alphas: Adam, betas 0.5, 0.999")
     group.add_argument("--alpha_weight_decay", type=at_least(0), help="of the alphas")
-    group.add_argument("--alpha_start", type=at_least(0, int), metavar="EPOCHS", help="keep the alphas frozen that long")
+    group.add_argument("--alpha_start", type=at_least(0, int), metavar="EPOCHS", help="epochs before the first alpha step")
     utils.add_run_arguments(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
     utils.fill_defaults(args, {**COMMON, **DEFAULTS[args.dataset]})
@@ -84,7 +84,7 @@ def main(args):
     alpha_optimizer = torch.optim.Adam([alphas], args.alpha_lr, (0.5, 0.999), weight_decay=args.alpha_weight_decay)
 
     # --- resume
-    identity = utils.identity_of(args, split=split)
+    identity = utils.identity_of(args, split=split, ops=genotypes.PRIMITIVES)
     epochs_done, seconds, history = 0, 0.0, []
     if args.resume and (out / "checkpoint.pt").exists():
         state = utils.load_checkpoint(out, identity)
@@ -97,7 +97,8 @@ def main(args):
         print(f"resumed after epoch {epochs_done}")
 
     # --- loop
-    log = utils.Log(out, {"args": vars(args), **utils.environment(device), "split": split}, epochs_done)
+    environment = utils.environment(device)
+    log = utils.Log(out, {"args": vars(args), **environment, "split": split}, epochs_done)
     print(f"{args.task} on {args.dataset}: {len(w_half)} images for the weights, {len(alpha_half)} for the alphas (split "
           f"{split}); supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters, {out}")  # fmt: skip
     data.print_unreadable(train, test)
@@ -105,7 +106,7 @@ def main(args):
 
     def write_genotype(epoch, **more):
         meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,
-                "seconds": round(seconds, 1), **utils.environment(device), "history": history, **more}  # fmt: skip
+                "seconds": round(seconds, 1), **environment, "history": history, **more}  # fmt: skip
         genotypes.save_genotype(out / "genotype.json", model_search.derive(alphas), **meta)
 
     for epoch in range(epochs_done + 1, args.epochs + 1):

@@ -1,4 +1,6 @@
-"""Train one architecture from scratch on one task, evaluate it after every epoch; writes result.json.
+"""Train one architecture from scratch on one task (Sec. 3 and 4 of the paper), evaluate it after every epoch.
+
+Writes result.json at the end.
 
 python train.py --arch runs/search_shapes_rot_s0/genotype.json              # a found cell, embedded data, on a CPU
 python train.py --arch darts_v2 --dataset cifar10 --data data/ --download   # DARTS' evaluation on CIFAR-10
@@ -20,7 +22,7 @@ import pretext
 import utils
 from errors import InputError, at_least
 
-# The settings of a data set, and what a task changes in them; an option on the command line goes before.
+# The settings of a data set and task; options on the command line take precedence.
 DARTS_EVALUATION = dict(size=32, width=36, layers=20, epochs=600, batch_size=96, lr=0.025, weight_decay=3e-4, nesterov=False,
                         auxiliary=0.4, cutout=16, drop_path=0.2)  # fmt: skip
 SAMPLE_BASED = dict(size=32, width=16, layers=20, epochs=100, weight_decay=5e-4, nesterov=True, grad_clip=0.0,
@@ -32,7 +34,7 @@ CIFAR10 = {  # classification as DARTS evaluates a cell; the pretext tasks as in
     "jig": dict(SAMPLE_BASED, batch_size=32, lr=0.025),
     "col": dict(SAMPLE_BASED, batch_size=128, lr=0.1),
 }
-FOLDER = dict(CIFAR10, cls=dict(DARTS_EVALUATION, auxiliary=0.0))  # whose pool does not fit every --size
+FOLDER = dict(CIFAR10, cls=dict(DARTS_EVALUATION, auxiliary=0.0))  # the auxiliary head does not fit every --size
 DEFAULTS = {"shapes": dict.fromkeys(CIFAR10, SHAPES), "cifar10": CIFAR10, "folder": FOLDER}
 COMMON = dict(grad_clip=5.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0, label_smoothing=0.0, precise_bn=0)
 
@@ -53,19 +55,20 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("optimiser: SGD, momentum 0.9, cosine by epoch (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over the training set")
-    group.add_argument("--batch_size", type=at_least(2, int), help="images a step")
-    group.add_argument("--lr", type=at_least(0), help="learning rate of the first epoch after warm-up")
+    group.add_argument("--batch_size", type=at_least(2, int), help="images per step")
+    group.add_argument("--lr", type=at_least(0), help="peak of the learning rate's cosine, which falls to 0")
     group.add_argument("--warmup_epochs", type=at_least(0, int), help="linear from a tenth of the learning rate")
     group.add_argument("--weight_decay", type=at_least(0), help="of all weights")
     group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum")
     group.add_argument("--grad_clip", type=at_least(0), help="largest norm of the gradient; 0: no clipping")
-    group.add_argument("--label_smoothing", type=at_least(0, below=1), help="weight of the uniform target")
+    group.add_argument("--label_smoothing", type=at_least(0, below=1), help="probability spread over all classes")
     group.add_argument("--cutout", type=at_least(0, int), metavar="PIXELS", help="side of a square that is zeroed; 0: none")
     group.add_argument("--precise_bn", type=at_least(0, int), nargs="?", const=1024, metavar="IMAGES",
-                       help="re-estimate BN statistics on so many images (1024) before an evaluation")  # fmt: skip
+                       help="re-estimate BN statistics on about so many images (1024) before each evaluation")  # fmt: skip
     utils.add_run_arguments(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
-    utils.fill_defaults(args, DEFAULTS[args.dataset][args.task])
+    settings = DEFAULTS[args.dataset]
+    utils.fill_defaults(args, settings.get(args.task, settings["rot"]))  # a task of one's own: those of rot
     utils.fill_defaults(args, COMMON)
     utils.fill_defaults(args, {"stem": "cifar" if args.size < 96 else "imagenet"})
     return args
@@ -150,7 +153,7 @@ def main(args):
             meter.update(loss, logits, y)
             progress.step(epoch, step, lambda: utils.finite(meter.result(), epoch, step, args.task))
 
-        if args.precise_bn:  # in full batches, which count alike
+        if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
             some = data.choose(len(train), max(args.precise_bn, args.batch_size))
             some = data.batches(train, args.batch_size, device, some, train=True)

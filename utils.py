@@ -26,9 +26,9 @@ def add_run_arguments(group):
     group.add_argument("--seed", type=at_least(0, int, 2**32), default=0,
                        help="of initialisation, data order, augmentation and the halves of a search")  # fmt: skip
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
-    group.add_argument("--deterministic", action="store_true", help="the same numbers each time on a GPU as well")
-    group.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="between two lines")
+    group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")
+    group.add_argument("--resume", action="store_true", help="continue the run in --out; start it if there is none")
+    group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="steps between two lines")
 
 
 def fill_defaults(args, defaults):
@@ -53,7 +53,7 @@ def setup(args):
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 
 
@@ -90,7 +90,8 @@ def environment(device):
 
 
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):
-    """The learning rate of an epoch: half a cosine from base to 0; the first ones linearly from a tenth of that."""
+    """The learning rate of an epoch: half a cosine from base to 0 over `epochs`, times a factor that grows linearly from 0.1
+    to 1 during warm-up. Epochs count from 0."""
     lr = 0.5 * base * (1 + math.cos(math.pi * epoch / epochs))
     if epoch < warmup_epochs:
         lr *= 0.1 + 0.9 * epoch / warmup_epochs
@@ -137,7 +138,7 @@ class Meter:
 
 
 @torch.inference_mode()
-def evaluate(network, task, batches, *alphas):
+def evaluate(network, task, batches, *alphas) -> dict:
     """Loss and metrics of a network (or of a supernet at its alphas) in evaluation mode, each image once."""
     network.eval()
     meter = Meter(task)
@@ -156,7 +157,7 @@ def finite(result, epoch, step, task):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files: all are written under another name and renamed, so that a kill leaves the old or the new one
+# Files: all but the lines of log.jsonl are written under another name and renamed, so that a kill leaves the old or the new
 
 
 def replace_file(path, write):
@@ -173,7 +174,7 @@ def write_json(path, value):
 
 
 def save_checkpoint(out, state, device):
-    """`state`: state dicts and plain values. The random states are added."""
+    """`state`: state dicts and plain values. The random states of torch are added; nothing in training uses another."""
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(device)
@@ -215,10 +216,12 @@ def open_run(args, default_name):
     return out
 
 
+WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "deterministic"}
+
+
 def identity_of(args, **more):
-    """What two runs must agree on to be the same run: the arguments that are not about where and how to run."""
-    free = {"arch", "out", "resume", "device", "print_every", "data", "download", "deterministic"}
-    return {**{k: v for k, v in vars(args).items() if k not in free}, **more}
+    """What two runs must agree on to be the same run: all arguments but those that say where and how to run."""
+    return {**{k: v for k, v in vars(args).items() if k not in WHERE_AND_HOW}, **more}
 
 
 class Log:

@@ -107,6 +107,7 @@ def test_labelled_folder_without_evaluation_part(tmp_path):
     [
         (lambda root: (root / "val" / "cat" / "0.png").write_text("x"), "1 unreadable files in .*val"),
         (lambda root: [f.write_text("x") for f in (root / "train" / "cat").iterdir()], "unreadable"),
+        (lambda root: [f.write_text("x") for f in root.rglob("*.png")], "unreadable"),
         (lambda root: (root / "val" / "dog").rename(root / "val" / "bird"), "does not have: bird"),
         (lambda root: [f.unlink() for f in (root / "train").rglob("*.png")], "no images"),
         (

@@ -291,6 +291,7 @@ def test_search_without_clipping_learns(tmp_path):
 BAD = {
     "unknown genotype": (train, [*TRAIN, "--arch", "no/genotype.json"], "no/genotype.json"),
     "missing folder": (search, [*SEARCH, "--dataset", "folder", "--data", "no/photos"], "no/photos"),
+    "path of no data set": (search, [*SEARCH, "--data", "my_photos"], "--data my_photos"),
     "no path": (search, [*SEARCH, "--dataset", "folder"], "--data"),
     "batch larger than half the data": (search, [*SEARCH, "--batch_size", "21"], "--batch_size 21"),
     "batch larger than the data": (train, [*TRAIN, "--batch_size", "41"], "--batch_size 41"),
@@ -346,7 +347,7 @@ def test_report_and_small_study(tmp_path):
     results = {path: path.stat().st_mtime_ns for path in out_dir.rglob("result.json")}
     assert len(results) == 6 and len(list(out_dir.rglob("genotype.json"))) == 4
     table = (out_dir / "report.md").read_text()
-    assert table in out and table.count("found by ") == 4 and table.count("| darts_v2 |") == 2
+    assert table in out and table.count("found by ") == 4 and table.count("| darts_v2 | ") == 2
     run_all()
     assert {path: path.stat().st_mtime_ns for path in results} == results
 

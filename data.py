@@ -69,23 +69,38 @@ class ImageSet:
 
 def load(name: str, path=None, size: int = 32, limit: int | None = None, download=False) -> tuple[ImageSet, ImageSet]:
     """(training set, evaluation set) of a data set; `limit` keeps a seeded choice of at most that many images of each."""
-    if name == "shapes":
-        if path is not None:
-            raise InputError(f"--data {path}: of which kind? --dataset folder or --dataset cifar10")
-        if size != 32:
-            raise InputError(f"--size {size}: the images of shapes are 32 x 32")
-        sets = load_shapes(2000, seed=SPLIT_SEED), load_shapes(500, seed=SPLIT_SEED + 1)
-    elif path is None:
+    train, test = read(name, path, size, limit, download)
+    check(path, train, test)
+    return train, test
+
+
+def read(name, path, size, limit, download):
+    """As `load`, whatever could be read of it."""
+    if name == "shapes" and path is not None:
+        raise InputError(f"--data {path}: of which kind? --dataset folder or --dataset cifar10")
+    if name != "shapes" and path is None:
         raise InputError(f"--dataset {name} needs --data PATH")
-    elif name == "cifar10":
-        if size != 32:
-            raise InputError(f"--size {size}: the images of cifar10 are 32 x 32")
-        sets = load_cifar10(path, train=True, download=download), load_cifar10(path, train=False, download=download)
+    if name == "folder":
+        return read_folder(Path(path), size, limit)  # which applies the limit before it decodes
+    if size != 32:
+        raise InputError(f"--size {size}: the images of {name} are 32 x 32")
+    if name == "shapes":
+        sets = load_shapes(2000, seed=SPLIT_SEED), load_shapes(500, seed=SPLIT_SEED + 1)
     else:
-        train, test = read_folder(Path(path), size, limit)  # which applies the limit before it decodes
-        check_folder(path, train, test)
-        return train, test
+        sets = load_cifar10(path, train=True, download=download), load_cifar10(path, train=False, download=download)
     return tuple(part.subset(choose(len(part), limit)) for part in sets)
+
+
+def check(path, train, test):
+    """InputError if the sets are not fit to train on."""
+    if test.unreadable:  # a metric over fewer images would not be comparable
+        raise InputError(f"{len(test.unreadable)} unreadable files in the evaluation part, first {test.unreadable[0][0]}: "
+                         "mend or remove them")  # fmt: skip
+    broken, total = len(train.unreadable), len(train) + len(train.unreadable)
+    if broken > MAX_UNREADABLE * total:
+        raise InputError(f"{broken} of {total} images below {path} are unreadable, first {train.unreadable[0][0]}")
+    if len(train) < 2 or not len(test):
+        raise InputError(f"{path}: {len(train)} images to train and {len(test)} to evaluate are not enough")
 
 
 def choose(n: int, limit: int | None) -> torch.Tensor:
@@ -342,18 +357,6 @@ def read_folder(root, size, limit):
     return train, test
 
 
-def check_folder(root, train, test):
-    """InputError if a folder cannot be trained on."""
-    if test.unreadable:  # a metric over fewer images would not be comparable
-        raise InputError(f"{len(test.unreadable)} unreadable files in the evaluation part, first {test.unreadable[0][0]}: "
-                         "mend or remove them")  # fmt: skip
-    broken, total = len(train.unreadable), len(train) + len(train.unreadable)
-    if broken > MAX_UNREADABLE * total:
-        raise InputError(f"{broken} of {total} images below {root} are unreadable, first {train.unreadable[0][0]}")
-    if len(train) < 2 or not len(test):
-        raise InputError(f"{root}: {len(train)} images to train and {len(test)} to evaluate are not enough")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -397,14 +400,10 @@ def parse_args(argv=None):
 
 
 def main(args):
-    size = args.size or 32
     try:
-        if args.dataset == "folder" and args.data:
-            train, test = read_folder(Path(args.data), size, args.limit)
-            print("\n".join(report(train, test)))
-            check_folder(args.data, train, test)
-        else:
-            print("\n".join(report(*load(args.dataset, args.data, size, args.limit, args.download))))
+        train, test = read(args.dataset, args.data, args.size or 32, args.limit, args.download)
+        print("\n".join(report(train, test)))
+        check(args.data, train, test)
     except InputError as error:
         print(f"training would fail: {error}")
         sys.exit(1)

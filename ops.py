@@ -158,6 +158,11 @@ class ImageNetStem(nn.Module):
 STEMS = {"cifar": CifarStem, "imagenet": ImageNetStem}
 
 
+def default_stem(size):
+    """The stem for images of so many pixels a side."""
+    return "cifar" if size < 96 else "imagenet"
+
+
 def reduction_cells(layers):
     """The indices of the cells with stride 2: at one and two thirds of the depth."""
     return {layers // 3, 2 * layers // 3}

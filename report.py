@@ -1,7 +1,9 @@
 """Collect finished trainings into a table: mean +- standard deviation over seeds.
 
-python report.py runs/shapes
-python report.py runs/cifar10_small --json results/cifar10_small.json > results/cifar10_small.md
+Runs that differ in nothing but the seed share a row.
+
+    python report.py runs/shapes
+    python report.py runs/cifar10_small --json results/cifar10_small.json > results/cifar10_small.md
 """
 
 import argparse

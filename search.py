@@ -18,6 +18,7 @@ import data
 import errors
 import genotypes
 import model_search
+import ops
 import pretext
 import utils
 from errors import InputError, at_least
@@ -53,7 +54,7 @@ def parse_args(argv=None):
     utils.add_run_arguments(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
     utils.fill_defaults(args, {**COMMON, **DEFAULTS[args.dataset]})
-    utils.fill_defaults(args, {"stem": "cifar" if args.size < 96 else "imagenet"})
+    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     return args
 
 
@@ -104,10 +105,10 @@ def main(args):
     data.print_unreadable(train, test)
     progress = utils.Progress(log, args, steps, epochs_done)
 
-    def write_genotype(epoch, **more):
+    def write_genotype(genotype, epoch, **more):
         meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,
                 "seconds": round(seconds, 1), **environment, "history": history, **more}  # fmt: skip
-        genotypes.save_genotype(out / "genotype.json", model_search.derive(alphas), **meta)
+        genotypes.save_genotype(out / "genotype.json", genotype, **meta)
 
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
@@ -159,7 +160,7 @@ def main(args):
                   f"convolutions {health['convs'][i]}")  # fmt: skip
             if not health["convs"][i]:
                 print(f"  warning: the {cell} cell has no convolution; the search may have collapsed")
-        write_genotype(epoch)
+        write_genotype(genotype, epoch)
         utils.save_checkpoint(out, {
             "identity": identity, "epoch": epoch, "seconds": seconds, "history": history, "alphas": alphas.detach(),
             "supernet": supernet.state_dict(), "w_optimizer": w_optimizer.state_dict(),
@@ -169,7 +170,7 @@ def main(args):
     # --- the cell that was found
     genotype = model_search.derive(alphas)
     result = utils.evaluate(supernet, task, data.batches(test, args.batch_size, device), alphas)
-    write_genotype(args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
+    write_genotype(genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
     print(f"supernet on {len(test)} evaluation images: " + utils.numbers(result))
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")
     return genotype

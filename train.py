@@ -2,10 +2,10 @@
 
 Writes result.json at the end.
 
-python train.py --arch runs/search_shapes_rot_s0/genotype.json              # a found cell, embedded data, on a CPU
-python train.py --arch darts_v2 --dataset cifar10 --data data/ --download   # DARTS' evaluation on CIFAR-10
-python train.py --arch archs.json:00004 --task jig --dataset folder --data my_photos/
-python train.py --arch darts_v2 --dataset cifar10 --data data/ --resume
+    python train.py --arch runs/search_shapes_rot_s0/genotype.json              # a found cell, embedded data, on a CPU
+    python train.py --arch darts_v2 --dataset cifar10 --data data/ --download   # DARTS' evaluation on CIFAR-10
+    python train.py --arch archs.json:00004 --task jig --dataset folder --data my_photos/
+    python train.py --arch darts_v2 --dataset cifar10 --data data/ --resume
 """
 
 import argparse
@@ -18,6 +18,7 @@ import data
 import errors
 import genotypes
 import model_eval
+import ops
 import pretext
 import utils
 from errors import InputError, at_least
@@ -70,7 +71,7 @@ def parse_args(argv=None):
     settings = DEFAULTS[args.dataset]
     utils.fill_defaults(args, settings.get(args.task, settings["rot"]))  # a task of one's own: those of rot
     utils.fill_defaults(args, COMMON)
-    utils.fill_defaults(args, {"stem": "cifar" if args.size < 96 else "imagenet"})
+    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     return args
 
 
@@ -96,7 +97,8 @@ def main(args):
         )
 
     macs = utils.count_macs(build, task)
-    params = utils.count_params(build())  # without the auxiliary head, as in the paper
+    with torch.device("meta"):
+        params = utils.count_params(build())  # without the auxiliary head, as in the paper
     if args.auxiliary:
         model_eval.check_auxiliary(task, args.stem, args.layers)
     utils.seed_everything(args.seed)

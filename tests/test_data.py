@@ -1,4 +1,3 @@
-import io
 import os
 import tarfile
 
@@ -228,7 +227,7 @@ def test_real_images(shared_data, tmp_path):
             if member.name.endswith(("0001.jpg", "0002.jpg", "0003.jpg")):
                 target = tmp_path / member.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(io.BytesIO(archive.extractfile(member).read()).getvalue())
+                target.write_bytes(archive.extractfile(member).read())
     train, test = data.load("folder", tmp_path / "cifar10")
     assert train.classes == test.classes and len(train.classes) == 10 and len(train) == 30
     assert train.images.float().std() > 30

@@ -82,13 +82,19 @@ def read(name, path, size, limit, download):
         raise InputError(f"--dataset {name} needs --data PATH")
     if name == "folder":
         return read_folder(Path(path), size, limit)  # which applies the limit before it decodes
-    if size != 32:
-        raise InputError(f"--size {size}: the images of {name} are 32 x 32")
+    if size not in (8, 16, 32):
+        raise InputError(
+            f"--size {size}: the images of {name} are 32 x 32; also 16 and 8, the means of 2 x 2 and 4 x 4 pixels"
+        )
     if name == "shapes":
         sets = load_shapes(2000, seed=SPLIT_SEED), load_shapes(500, seed=SPLIT_SEED + 1)
     else:
         sets = load_cifar10(path, train=True, download=download), load_cifar10(path, train=False, download=download)
-    return tuple(part.subset(choose(len(part), limit)) for part in sets)
+    sets = tuple(part.subset(choose(len(part), limit)) for part in sets)
+    for part in sets if size < 32 else ():
+        blocks = part.images.view(len(part), size, 32 // size, size, 32 // size, 3)
+        part.images = blocks.float().mean((2, 4)).round().byte()  # (N, size, size, 3)
+    return sets
 
 
 def check(path, train, test):

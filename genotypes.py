@@ -3,6 +3,9 @@
 A DARTS cell is a list of (op, input) pairs, two for each intermediate node. Inputs 0 and 1 are the outputs of the two
 cells before this one, 2, 3, ... the cell's own nodes; the output is the concatenation of the nodes in `concat`.
 
+A NAS-Bench-101 cell is a directed acyclic graph with an op on each vertex: a 0/1 matrix, in which row i has a 1 in column j
+if an edge goes from vertex i to vertex j > i, and the op of each vertex, first `input`, last `output`.
+
     python genotypes.py                               # the names
     python genotypes.py darts_v2                      # a cell as text
     python genotypes.py darts_v2 --draw cell.png      # ... and as a picture (.png, .pdf, .svg)
@@ -11,6 +14,7 @@ cells before this one, 2, 3, ... the cell's own nodes; the output is the concate
 """
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -36,6 +40,11 @@ NODES = 4  # intermediate nodes of a searched cell
 NUM_EDGES = sum(2 + node for node in range(NODES))  # 14: node i has edges from 2 + i earlier nodes
 
 
+# NAS-Bench-101 (Ying et al. 2019): its ops, and the size of its cells
+NASBENCH_OPS = ["conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3"]
+MAX_VERTICES, MAX_EDGES = 7, 9
+
+
 class Genotype(NamedTuple):
     """A normal and a reduction cell: [(op, input), ...], two pairs a node, and the nodes that are concatenated."""
 
@@ -43,6 +52,14 @@ class Genotype(NamedTuple):
     normal_concat: list
     reduce: list
     reduce_concat: list
+
+
+class NASBenchCell(NamedTuple):
+    """The one cell of a NAS-Bench-101 network: V rows of V zeros and ones, V ops. Every vertex is on a path from the first
+    to the last."""
+
+    matrix: list
+    ops: list
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,6 +215,100 @@ def parse_genotype(fields, where: str) -> Genotype:
     return Genotype(*cells)
 
 
+def is_bit(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value in (0, 1)
+
+
+def parse_nasbench(entry, where: str) -> NASBenchCell:
+    """A NAS-Bench-101 cell from parsed JSON. The rule of the benchmark: a square, strictly upper triangular matrix of zeros
+    and ones; `input`, known ops, `output`; a path from first to last vertex; after pruning at most 7 vertices and 9 edges.
+    What breaks it gets an InputError."""
+    matrix, ops = (entry.get(key) for key in ("matrix", "ops"))
+    if not isinstance(matrix, list) or not isinstance(ops, list):
+        raise InputError(f'{where}: a NAS-Bench-101 cell has the lists "matrix" and "ops"')
+    V = len(matrix)
+    if V < 2 or any(not isinstance(row, list) or len(row) != V or not all(map(is_bit, row)) for row in matrix):
+        raise InputError(f"{where}: the matrix must be square, of zeros and ones")
+    if any(matrix[i][j] for i in range(V) for j in range(i + 1)):
+        raise InputError(f"{where}: an edge leads to the same or an earlier vertex; the matrix must be upper triangular")
+    unknown = [op for op in ops[1:-1] if op not in NASBENCH_OPS]
+    if len(ops) != V or ops[0] != "input" or ops[-1] != "output" or unknown:
+        raise InputError(f"{where}: {V} ops are needed, first input, last output, between them {', '.join(NASBENCH_OPS)}; "
+                         f"not {ops}")  # fmt: skip
+    cell = prune(NASBenchCell([list(row) for row in matrix], list(ops)))
+    if cell is None:
+        raise InputError(f"{where}: no path leads from input to output")
+    edges = sum(map(sum, cell.matrix))
+    if len(cell.ops) > MAX_VERTICES or edges > MAX_EDGES:
+        raise InputError(f"{where}: {len(cell.ops)} vertices and {edges} edges; NAS-Bench-101 has at most {MAX_VERTICES} "
+                         f"and {MAX_EDGES}")  # fmt: skip
+    return cell
+
+
+def prune(cell: NASBenchCell) -> NASBenchCell | None:
+    """Without the vertices that are on no path from input to output; None if there is no path."""
+    matrix, V = cell.matrix, len(cell.ops)
+    from_input, to_output = {0}, {V - 1}
+    for v in range(V):
+        if v in from_input:
+            from_input |= {j for j in range(V) if matrix[v][j]}
+    for v in reversed(range(V)):
+        if v in to_output:
+            to_output |= {i for i in range(V) if matrix[i][v]}
+    keep = sorted(from_input & to_output)
+    if V - 1 not in from_input:
+        return None
+    return NASBenchCell([[matrix[i][j] for j in keep] for i in keep], [cell.ops[v] for v in keep])
+
+
+def nasbench_hash(cell: NASBenchCell) -> str:
+    """The hash under which NAS-Bench-101 lists a cell, equal for isomorphic cells (32 hex digits)."""
+
+    def md5(text):
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+    matrix, V = cell.matrix, len(cell.ops)
+    targets = [[j for j in range(V) if matrix[v][j]] for v in range(V)]
+    sources = [[i for i in range(V) if matrix[i][v]] for v in range(V)]
+    labels = [-1] + [NASBENCH_OPS.index(op) for op in cell.ops[1:-1]] + [-2]
+    hashes = [md5(str((len(targets[v]), len(sources[v]), labels[v]))) for v in range(V)]
+    for _ in range(V):
+        hashes = [
+            md5("|".join("".join(sorted(hashes[u] for u in near[v])) for near in (sources, targets)) + "|" + hashes[v])
+            for v in range(V)
+        ]
+    return md5(str(sorted(hashes)))
+
+
+def parse_arch(entry, where: str) -> Genotype | NASBenchCell:
+    """An architecture from an object of genotype.json or archs.json."""
+    space = entry.get("space") if isinstance(entry, dict) else None
+    if space == "nasbench101":
+        return parse_nasbench(entry, where)
+    if space != "darts":
+        raise InputError(f'{where}: an architecture is an object with "space": "darts" and a "genotype", or '
+                         '"space": "nasbench101", "matrix" and "ops"')  # fmt: skip
+    return parse_genotype(entry.get("genotype"), where)
+
+
+def load_archs(path) -> dict:
+    """A list of architectures, archs.json: {id: architecture}, each checked, in the order of the file."""
+    entries = read_json(path)
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries) or not entries:
+        raise InputError(f'{path}: not a list of architectures, objects with an "id"')
+    archs = {str(entry["id"]): parse_arch(entry, f"{path}:{entry['id']}") for entry in entries}
+    if len(archs) < len(entries):
+        raise InputError(f"{path}: two architectures have the same id")
+    return archs
+
+
+def to_entry(arch) -> dict:
+    """The inverse of `parse_arch`."""
+    if isinstance(arch, NASBenchCell):
+        return {"space": "nasbench101", **arch._asdict()}
+    return {"space": "darts", "genotype": arch._asdict()}
+
+
 def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -205,7 +316,7 @@ def read_json(path):
         raise InputError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def load_arch(text: str) -> Genotype:
+def load_arch(text: str) -> Genotype | NASBenchCell:
     """An architecture from the command line: a name (`darts_v2`), a file (`runs/x/genotype.json`), or
     `archs.json:ID` for one of a list. InputError says what is wrong with anything else."""
     if text in CELLS:
@@ -223,9 +334,7 @@ def load_arch(text: str) -> Genotype:
         entry = next((e for e in entries if isinstance(e, dict) and str(e.get("id")) == arch_id), None)
         if entry is None:
             raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(entries)}")
-    if not isinstance(entry, dict) or entry.get("space") != "darts":
-        raise InputError(f'{text}: an architecture is an object with "space": "darts" and a "genotype"')
-    return parse_genotype(entry.get("genotype"), text)
+    return parse_arch(entry, text)
 
 
 def short_name(text: str) -> str:
@@ -238,13 +347,19 @@ def short_name(text: str) -> str:
 
 def save_genotype(path, genotype: Genotype, **meta):
     """Writes genotype.json; a reader sees the old file or the new one, never half of one."""
-    entry = {"space": "darts", "genotype": genotype._asdict(), "meta": meta}
+    entry = {**to_entry(genotype), "meta": meta}
     partial = Path(f"{path}.tmp")
     partial.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
-def to_text(genotype: Genotype) -> str:
+def to_text(genotype: Genotype | NASBenchCell) -> str:
+    if isinstance(genotype, NASBenchCell):
+        matrix, ops = genotype
+        sources = [[str(i) for i in range(v) if matrix[i][v]] for v in range(len(ops))]
+        return "\n".join(
+            f"  {v} = {op}({', '.join(s)})" if v else "  0 = input" for v, (op, s) in enumerate(zip(ops, sources))
+        )
     lines = []
     for cell in ("normal", "reduce"):
         pairs, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
@@ -337,6 +452,10 @@ def main(args):
         return
     genotype = load_arch(args.arch)
     print(to_text(genotype))
+    if isinstance(genotype, NASBenchCell):
+        print(f"NAS-Bench-101 hash {nasbench_hash(genotype)}")
+    if args.draw and isinstance(genotype, NASBenchCell):
+        raise InputError(f"--draw {args.draw}: only DARTS cells can be drawn")
     if args.draw:
         draw(genotype, args.draw, title=Path(args.arch).name if args.arch in CELLS else "")
 

@@ -1,4 +1,7 @@
-"""One fixed architecture as a network: a genotype, stacked, with a stem, a head and perhaps an auxiliary head."""
+"""One fixed architecture as a network: its cell, stacked, with a stem and a head.
+
+`Network` is for DARTS cells, with an auxiliary head if wanted, `NASBenchNetwork` for cells of NAS-Bench-101.
+"""
 
 import math
 
@@ -6,8 +9,8 @@ import torch
 import torch.nn as nn
 
 from errors import InputError
-from genotypes import Genotype
-from ops import OPS, STEMS, drop_path, factorized_reduce, reduction_cells, relu_conv_bn, total_stride
+from genotypes import Genotype, NASBenchCell
+from ops import OPS, STEMS, conv, drop_path, factorized_reduce, reduction_cells, relu_conv_bn, total_stride
 
 
 class Cell(nn.Module):
@@ -103,3 +106,95 @@ class Network(nn.Module):
                 logits_aux = self.auxiliary(s1)
         logits = self.head(s1, x.shape[-2:])
         return (logits, logits_aux) if self.training and self.auxiliary else logits
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NAS-Bench-101, Ying et al. 2019
+
+
+def conv_bn_relu(C_in, C_out, kernel, stride=1):
+    return nn.Sequential(conv(C_in, C_out, kernel, stride), nn.BatchNorm2d(C_out), nn.ReLU())
+
+
+NASBENCH_MODULES = {
+    "conv3x3-bn-relu": lambda C: conv_bn_relu(C, C, 3),
+    "conv1x1-bn-relu": lambda C: conv_bn_relu(C, C, 1),
+    "maxpool3x3": lambda C: nn.MaxPool2d(3, stride=1, padding=1),
+}
+
+
+def vertex_channels(cell: NASBenchCell, C_in, C_out):
+    """The channels of each vertex. The vertices that lead to the output share its C_out channels, the first of them get one
+    more each where that leaves a remainder; any other vertex has as many as the widest vertex that it leads to."""
+    matrix, last = cell.matrix, len(cell.ops) - 1
+    channels = [C_in] + [0] * (last - 1) + [C_out]
+    outer = [v for v in range(1, last) if matrix[v][last]]
+    if len(outer) > C_out:
+        raise InputError(f"--width: {C_out} channels are too few for the {len(outer)} vertices of this cell that share them")
+    for k, v in enumerate(outer):
+        channels[v] = C_out // len(outer) + (k < C_out % len(outer))
+    for v in reversed(range(1, last)):
+        if v not in outer:
+            channels[v] = max(channels[j] for j in range(v + 1, last) if matrix[v][j])
+    return channels
+
+
+class NASBenchModule(nn.Module):
+    """A cell. The input reaches a vertex through a projection; what comes from another vertex is cut to its channels."""
+
+    def __init__(self, cell: NASBenchCell, C_in, C_out):
+        super().__init__()
+        self.last = len(cell.ops) - 1
+        self.channels = vertex_channels(cell, C_in, C_out)
+        self.sources = [[i for i in range(1, v) if cell.matrix[i][v]] for v in range(self.last + 1)]
+        self.ops = nn.ModuleDict({str(v): NASBENCH_MODULES[cell.ops[v]](self.channels[v]) for v in range(1, self.last)})
+        self.projections = nn.ModuleDict(
+            {str(v): conv_bn_relu(C_in, self.channels[v], 1) for v in range(1, self.last + 1) if cell.matrix[0][v]}
+        )
+
+    def forward(self, x):  # (B, C_in, H, W)
+        values = [x]
+        for v in range(1, self.last):
+            terms = [values[i][:, : self.channels[v]] for i in self.sources[v]]
+            if str(v) in self.projections:
+                terms.append(self.projections[str(v)](x))
+            values.append(self.ops[str(v)](sum(terms[1:], terms[0])))  # (B, channels[v], H, W)
+        outer = [values[i] for i in self.sources[self.last]]
+        terms = [torch.cat(outer, 1)] if outer else []
+        if str(self.last) in self.projections:
+            terms.append(self.projections[str(self.last)](x))
+        return sum(terms[1:], terms[0])  # (B, C_out, H, W)
+
+
+class NASBenchNetwork(nn.Module):
+    """Three stacks of layers / 3 cells, between them a max pool that halves the size; the width doubles there. Arguments and
+    `network(x)` as for `Network`; there is no auxiliary head."""
+
+    def __init__(self, cell: NASBenchCell, C, layers, stem, in_channels, make_head):
+        super().__init__()
+        if layers % 3:
+            raise InputError(f"--layers {layers}: NAS-Bench-101 cells stand in three stacks, so take a multiple of 3")
+        if stem == "cifar":
+            blocks = [conv_bn_relu(in_channels, C, 3)]
+        else:
+            blocks = [conv_bn_relu(in_channels, C // 2, 3, 2), conv_bn_relu(C // 2, C, 3, 2), conv_bn_relu(C, C, 3, 2)]
+        C_in = C
+        for i in range(layers):
+            if i in reduction_cells(layers):
+                blocks.append(nn.MaxPool2d(2))
+                C = 2 * C
+            blocks.append(NASBenchModule(cell, C_in, C))
+            C_in = C
+        self.features = nn.Sequential(*blocks)
+        self.head = make_head(C_in)
+
+    def forward(self, x):
+        return self.head(self.features(x), x.shape[-2:])
+
+
+def build_network(arch: Genotype | NASBenchCell, C, layers, stem, in_channels, make_head, auxiliary_classes=0):
+    if isinstance(arch, Genotype):
+        return Network(arch, C, layers, stem, in_channels, make_head, auxiliary_classes)
+    if auxiliary_classes:
+        raise InputError("--auxiliary: networks of NAS-Bench-101 cells have no auxiliary head; use --auxiliary 0")
+    return NASBenchNetwork(arch, C, layers, stem, in_channels, make_head)

@@ -23,27 +23,42 @@ import pretext
 import utils
 from errors import InputError, at_least
 
-# The settings of a data set and task; options on the command line take precedence.
-DARTS_EVALUATION = dict(size=32, width=36, layers=20, epochs=600, batch_size=96, lr=0.025, weight_decay=3e-4, nesterov=False,
-                        auxiliary=0.4, cutout=16, drop_path=0.2)  # fmt: skip
-SAMPLE_BASED = dict(size=32, width=16, layers=20, epochs=100, weight_decay=5e-4, nesterov=True, grad_clip=0.0,
-                    precise_bn=1024)  # fmt: skip
-SHAPES = dict(size=32, width=8, layers=4, epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True)
-CIFAR10 = {  # classification as DARTS evaluates a cell; the pretext tasks as in the sample-based study, Sec. 3.3
-    "cls": DARTS_EVALUATION,
-    "rot": dict(SAMPLE_BASED, batch_size=32, lr=0.025),
-    "jig": dict(SAMPLE_BASED, batch_size=32, lr=0.025),
-    "col": dict(SAMPLE_BASED, batch_size=128, lr=0.1),
+# The settings of a recipe, data set, task and space; options on the command line take precedence.
+EVALUATION = {  # classification as DARTS evaluates a cell, Sec. 4
+    "cifar10": dict(width=36, layers=20, epochs=600, batch_size=96, lr=0.025, weight_decay=3e-4, nesterov=False,
+                    grad_clip=5.0, auxiliary=0.4, cutout=16, drop_path=0.2),
+}  # fmt: skip
+EVALUATION["folder"] = dict(EVALUATION["cifar10"], auxiliary=0.0)  # the auxiliary head does not fit every --size
+SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, nesterov=True, precise_bn=1024)  # Sec. 3.3
+SAMPLE_BASED_TASKS = {
+    "cls": dict(batch_size=128, lr=0.1),
+    "col": dict(batch_size=128, lr=0.1),
+    "rot": dict(batch_size=32, lr=0.025),
+    "jig": dict(batch_size=32, lr=0.025),
 }
-FOLDER = dict(CIFAR10, cls=dict(DARTS_EVALUATION, auxiliary=0.0))  # the auxiliary head does not fit every --size
-DEFAULTS = {"shapes": dict.fromkeys(CIFAR10, SHAPES), "cifar10": CIFAR10, "folder": FOLDER}
-COMMON = dict(grad_clip=5.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0, label_smoothing=0.0, precise_bn=0)
+SAMPLE_BASED_SIZES = {"darts": dict(width=16, layers=20), "nasbench101": dict(width=128, layers=9)}
+SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True, grad_clip=5.0)  # small, for a CPU
+SHAPES_SIZES = {"darts": dict(width=8, layers=4), "nasbench101": dict(width=16, layers=3)}
+COMMON = dict(size=32, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0, label_smoothing=0.0,
+              precise_bn=0)  # fmt: skip
+
+
+def settings(recipe, dataset, task, space):
+    """What the tables say; a task of one's own has the settings of rot."""
+    if dataset == "shapes":
+        return {**COMMON, **SHAPES, **SHAPES_SIZES[space]}
+    if recipe == "evaluation" and task == "cls" and space == "darts":
+        return {**COMMON, **EVALUATION[dataset]}
+    tasks = SAMPLE_BASED_TASKS.get(task, SAMPLE_BASED_TASKS["rot"])
+    return {**COMMON, **SAMPLE_BASED, **tasks, **SAMPLE_BASED_SIZES[space]}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Train one architecture on one task and evaluate it.")
     parser.add_argument("--arch", required=True, help="a name (darts_v2), a genotype.json, or archs.json:ID")
     parser.add_argument("--task", choices=list(pretext.TASKS), default="cls", help="only cls needs labels")
+    parser.add_argument("--recipe", choices=["evaluation", "sample"], default="evaluation",
+                        help="settings for cls: those of the search-based or of the sample-based study")  # fmt: skip
     group = parser.add_argument_group("data")
     data.add_arguments(group)
     group = parser.add_argument_group("model (default: the table at the top of this script)")
@@ -67,23 +82,23 @@ def parse_args(argv=None):
     group.add_argument("--precise_bn", type=at_least(0, int), nargs="?", const=1024, metavar="IMAGES",
                        help="re-estimate BN statistics on about so many images (1024) before each evaluation")  # fmt: skip
     utils.add_run_arguments(parser.add_argument_group("run"))
-    args = parser.parse_args(argv)
-    settings = DEFAULTS[args.dataset]
-    utils.fill_defaults(args, settings.get(args.task, settings["rot"]))  # a task of one's own: those of rot
-    utils.fill_defaults(args, COMMON)
-    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
-    return args
+    return parser.parse_args(argv)
 
 
-def main(args):
+def main(args, load=data.load):
+    """Returns what result.json holds. sample.py passes a `load` that keeps the data in memory."""
     # --- set-up
     device = utils.setup(args)
     genotype = genotypes.load_arch(args.arch)
-    arch = genotypes.short_name(args.arch)
+    arch, space = genotypes.short_name(args.arch), genotypes.to_entry(genotype)["space"]
+    utils.fill_defaults(args, settings(args.recipe, args.dataset, args.task, space))
+    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
+    if args.drop_path and space == "nasbench101":
+        raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
-    train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download)
+    train, test = load(args.dataset, args.data, args.size, args.limit, args.download)
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)
     split = data.split_hash(train, test)
     steps = len(train) // args.batch_size
@@ -92,7 +107,7 @@ def main(args):
 
     # --- model
     def build(auxiliary_classes=0):
-        return model_eval.Network(
+        return model_eval.build_network(
             genotype, args.width, args.layers, args.stem, task.in_channels, task.head, auxiliary_classes
         )
 
@@ -176,8 +191,8 @@ def main(args):
     scores = [line[task.metric] for line in history]
     best = max(scores) if task.higher_is_better else min(scores)
     result = {
-        "arch": arch, "genotype": genotype._asdict(), "task": args.task, "dataset": args.dataset, "seed": args.seed,
-        "metric": task.metric, "higher_is_better": task.higher_is_better, "best": best, "final": scores[-1],
+        "arch": arch, "space": space, "genotype": genotype._asdict(), "task": args.task, "dataset": args.dataset,
+        "seed": args.seed, "metric": task.metric, "higher_is_better": task.higher_is_better, "best": best, "final": scores[-1],
         "params": params, "macs": macs, "seconds": round(seconds, 1), "epochs": history, "identity": identity, **header,
     }  # fmt: skip
     utils.write_json(out / "result.json", result)

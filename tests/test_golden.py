@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from genotypes import load_arch
-from model_eval import Network
+from genotypes import load_arch, nasbench_hash, parse_nasbench
+from model_eval import NASBenchNetwork, Network
 from model_search import MixedEdges, Supernet, derive
 from pretext import BINS, PixelHead, PooledHead, color_tables, rgb_to_lab
 from utils import count_macs, count_params
@@ -119,6 +119,17 @@ def test_paper_sizes(golden):
             assert count_params(build()) == entry["params"], key
             assert count_params(build(1000)) == entry["params_with_aux"], key
         assert count_macs(build, Task) == entry["macs_224"], key
+
+
+def test_nasbench(golden):
+    head = head_of("cls", 10, 1)
+    assert len(golden["nasbench"]) == 4
+    for key, entry in golden["nasbench"].items():
+        cell = parse_nasbench(entry, key)
+        assert nasbench_hash(cell) == entry["hash"]
+        with torch.device("meta"):
+            assert count_params(NASBenchNetwork(cell, 128, 9, "cifar", 3, head)) == entry["params_width128"]
+        check(fill(NASBenchNetwork(cell, 16, 9, "cifar", 3, head))(wave((2, 3, 32, 32))), entry["width16_logits"])
 
 
 def test_colors(golden):

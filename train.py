@@ -192,8 +192,9 @@ def main(args, load=data.load):
     best = max(scores) if task.higher_is_better else min(scores)
     result = {
         "arch": arch, "space": space, "genotype": genotype._asdict(), "task": args.task, "dataset": args.dataset,
-        "seed": args.seed, "metric": task.metric, "higher_is_better": task.higher_is_better, "best": best, "final": scores[-1],
-        "params": params, "macs": macs, "seconds": round(seconds, 1), "epochs": history, "identity": identity, **header,
+        "seed": args.seed, "metric": task.metric, "higher_is_better": task.higher_is_better,
+        "best": best, "final": scores[-1], "params": params, "macs": macs, "seconds": round(seconds, 1),
+        "epochs": history, "identity": identity, **header,
     }  # fmt: skip
     utils.write_json(out / "result.json", result)
     print(f"{task.metric}: best {best:.2f}, last {scores[-1]:.2f}, {utils.clock(seconds)}; {out / 'result.json'}")

@@ -1,7 +1,7 @@
 """The sample-based study (Sec. 3 of the paper): draw architectures, train each from scratch on each task with each seed.
 
-Options that are not listed here are those of train.py and go to every training; what is left out has its value in the paper's
-study. Results: OUT/archs.json, OUT/<task>/<id>_s<seed>/result.json. The same command again does only what is
+Options that are not listed here are those of train.py and go to every training; what is left out has the value of the
+paper's study. Results: OUT/archs.json, OUT/<task>/<id>_s<seed>/result.json. The same command again does only what is
 missing. correlate.py makes tables and figures of it.
 
     python sample.py --space darts --n 4 --tasks cls rot --epochs 1                          # embedded data, on a CPU

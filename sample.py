@@ -289,16 +289,16 @@ def main(args):
     path = out / "archs.json"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise InputError(f"{path} holds other architectures than these; choose another --out")
+    # --- data
+    load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
+    if not args.draw_only:
+        size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space)["size"]
+        load(example.dataset, example.data, size, example.limit, example.download)  # what is wrong with it ends here
     out.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
     print(f"{len(archs)} architectures: {path}")
     if args.draw_only:
         return
-
-    # --- data
-    load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
-    size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space)["size"]
-    load(example.dataset, example.data, size, example.limit, example.download)  # and what is wrong with it ends here
 
     # --- jobs
     settings = {k: v for k, v in vars(example).items() if k not in utils.WHERE_AND_HOW | {"task", "seed"}}

@@ -83,7 +83,13 @@ def read(folders, score) -> dict:
             read_result(path, name if equals else None, score, columns)
         for path in summaries:
             read_summary(path, name if equals else None, score, columns)
-    return columns
+    datasets = list(dict.fromkeys(label[0] for space in columns.values() for label in space))
+    order = {task: k for k, task in enumerate(TASKS)}  # the paper's
+
+    def place(label):
+        return datasets.index(label[0]), order.get(label[1], len(order)), label[1]
+
+    return {space: {label: columns[space][label] for label in sorted(columns[space], key=place)} for space in columns}
 
 
 def read_result(path, name, score, columns):

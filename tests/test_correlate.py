@@ -1,0 +1,220 @@
+"""Rank statistics against scipy, reading of our results and of the public release, what is left out and said."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import correlate
+import errors
+import genotypes
+from errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_statistics_against_scipy_with_ties():
+    rng = np.random.default_rng(0)
+    x, y, params = rng.integers(0, 6, 20) * 1.0, rng.integers(0, 6, 20) * 1.0, rng.random(20)
+    found = correlate.compare(x, y, params, 500, seed=1)
+    assert found["rho"] == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found["tau"] == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert found["p"] == pytest.approx(stats.spearmanr(x, y).pvalue)
+    # partial correlation by regression of ranks
+    rank_x, rank_y, rank_z = (stats.rankdata(v) for v in (x, y, params))
+    rest = [r - np.polyval(np.polyfit(rank_z, r, 1), rank_z) for r in (rank_x, rank_y)]
+    assert found["partial_rho"] == pytest.approx(np.corrcoef(*rest)[0, 1])
+    # the interval, by hand
+    sample = np.random.default_rng(1).integers(20, size=(500, 20))
+    rhos = [stats.spearmanr(x[i], y[i]).statistic for i in sample]
+    assert found["rho_interval"] == pytest.approx(np.quantile(rhos, [0.025, 0.975]))
+
+
+def test_top_and_best_half():
+    y = np.arange(20.0)
+    x = y.copy()
+    x[[18, 0]] = x[[0, 18]]
+    found = correlate.compare(x, y, None, 100, seed=0)
+    assert found["top10_overlap"] == 0.5 and found["partial_rho"] is None
+    assert found["rho_best_half"] == pytest.approx(stats.spearmanr(x[10:], y[10:]).statistic)
+
+
+def test_partial_correlation_of_what_is_only_size():
+    rng = np.random.default_rng(0)
+    size = rng.random(400)
+    x, y = size + 0.1 * rng.standard_normal(400), size + 0.1 * rng.standard_normal(400)
+    found = correlate.compare(x, y, size, 200, seed=0)
+    assert found["rho"] > 0.8 and abs(found["partial_rho"]) < 0.15
+
+
+def write_result(folder, arch, task, score, seed=1, params=1000, higher=True, dataset="cifar10", final=None, **args):
+    genotype = {"normal": [["skip_connect", arch]], "normal_concat": [2], "reduce": [["none", 0]], "reduce_concat": [2]}
+    path = folder / task / f"{arch}_s{seed}" / "result.json"
+    path.parent.mkdir(parents=True)
+    result = {
+        "arch": f"{arch:05}", "space": "darts", "genotype": genotype, "task": task, "dataset": dataset, "seed": seed,
+        "metric": "top1", "higher_is_better": higher, "best": score, "final": score if final is None else final,
+        "params": params, "epochs": [{"top1": score / 2}, {"top1": score}], "args": {"seed": seed, "lr": 0.1, **args},
+    }  # fmt: skip
+    path.write_text(json.dumps(result))
+
+
+def run(out, *argv):
+    correlate.main(correlate.parse_args([*map(str, argv), "--out", str(out), "--bootstrap", "100"]))
+    return json.loads((out / "correlations.json").read_text())["spaces"]
+
+
+def pair_of(table, x, y):
+    return next(p for p in table["pairs"] if p["x"] == x and p["y"] == y)
+
+
+def test_own_results(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    cls, rot = rng.random((2, 12)), rng.random((2, 12))
+    for seed in (0, 1):
+        for k in range(12):
+            write_result(tmp_path / "a", k, "cls", 50 + cls[seed, k], seed, params=1000 + k)
+            write_result(tmp_path / "a", k, "rot", 60 + rot[seed, k], seed, params=1000 + k, final=60 - rot[seed, k])
+    write_result(tmp_path / "a", 99, "rot", 70)  # not trained on cls
+    write_result(tmp_path / "a", 98, "rot", float("nan"))
+    table = run(tmp_path / "o", tmp_path / "a")["darts"]
+    pair = pair_of(table, ["cifar10", "rot"], ["cifar10", "cls"])
+    assert pair["n"] == 12 and pair["rho"] == pytest.approx(stats.spearmanr(cls.mean(0), rot.mean(0)).statistic)
+    assert table["stability"]["cifar10 rot"] == {"seeds": 2, "rho": pytest.approx(stats.spearmanr(*rot).statistic)}
+    out = capsys.readouterr().out
+    assert "not common to all, left out: 00099" in out and "no number, left out: 00098" in out and "n = 12" in out
+    assert table["epochs"]["cifar10 cls"]["cifar10 rot"] == pytest.approx([pair["rho"]] * 2)
+    report = (tmp_path / "o" / "report.md").read_text()
+    for name in ("within_cifar10", "matrix_darts", "experiments_darts", "epochs_darts"):
+        assert f"({name}.png)" in report
+        assert (tmp_path / "o" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "o" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    final = run(tmp_path / "f", tmp_path / "a", "--score", "final")["darts"]
+    rho = stats.spearmanr(cls.mean(0), -rot.mean(0)).statistic
+    assert pair_of(final, ["cifar10", "rot"], ["cifar10", "cls"])["rho"] == pytest.approx(rho)
+
+
+def test_two_data_sets_of_one_name_are_told_apart(tmp_path):
+    for k in range(4):
+        for folder, lr in (("a", 0.1), ("b", 0.2)):
+            write_result(tmp_path / folder, k, "cls", k * lr + 1, lr=lr)
+    with pytest.raises(InputError, match="lr = 0.2.*NAME=FOLDER"):
+        run(tmp_path / "o", tmp_path / "a", tmp_path / "b")
+    with pytest.raises(InputError, match="second result"):
+        run(tmp_path / "o", tmp_path / "a", tmp_path / "a")
+    table = run(tmp_path / "o", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}")["darts"]
+    assert pair_of(table, ["A", "cls"], ["B", "cls"])["rho"] == 1
+    assert (tmp_path / "o" / "across_A_B.png").exists()
+
+
+def test_lower_is_better(tmp_path):
+    for k, error in enumerate((5, 3, 4, 1)):
+        write_result(tmp_path / "a", k, "rot", error, higher=False)
+        write_result(tmp_path / "a", k, "cls", 10 - error)
+    table = run(tmp_path / "o", tmp_path / "a")["darts"]
+    assert pair_of(table, ["cifar10", "rot"], ["cifar10", "cls"])["rho"] == 1
+
+
+def test_constant_and_too_few(tmp_path):
+    for k in range(4):
+        write_result(tmp_path / "a", k, "rot", 25.0)
+        write_result(tmp_path / "a", k, "cls", k)
+        write_result(tmp_path / "a", k, "jig", k * k)
+    table = run(tmp_path / "o", tmp_path / "a")["darts"]
+    assert "cifar10 rot: all 4 architectures have 25, no ranking; left out" in table["notes"]
+    assert pair_of(table, ["cifar10", "jig"], ["cifar10", "cls"])["rho"] == 1
+    for k in range(2):
+        write_result(tmp_path / "b", k, "rot", k)
+        write_result(tmp_path / "b", k, "cls", k)
+    with pytest.raises(InputError, match="2 architectures.*at least 3"):
+        run(tmp_path / "o2", tmp_path / "b")
+    assert not (tmp_path / "o2").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the public release
+
+
+def write_release(root, space="nas_bench", n=30):
+    """Errors by (dataset, task, run, architecture), some of them lists of which the last counts."""
+    rng = np.random.default_rng(3)
+    quality, truth = rng.random(n), {}
+    for dataset, runs in (("cifar10", ("1", "2", "3")), ("imagenet", ("1",))):
+        for task in ("cls", "rot"):
+            for run_ in runs:
+                error = 30 - 10 * quality + rng.random(n) * 4
+                truth.setdefault((dataset, task), []).append(100 - error)
+                jobs = []
+                for k in range(n):
+                    cell = {"normal": [["none", k]], "normal_concat": [2], "reduce": [["none", 0]], "reduce_concat": [2]}
+                    value = error[k] if k % 2 else [50.0, error[k]]
+                    jobs.append({"job_id": k, "net": {"genotype": cell}, "min_test_top1": value})
+                path = root / space / dataset / task / run_ / "sweep_summary.json"
+                path.parent.mkdir(parents=True)
+                path.write_text(json.dumps({"job_summaries": jobs}))
+    return {label: np.mean(runs, axis=0) for label, runs in truth.items()}
+
+
+@pytest.mark.parametrize("space, name", [("nas_bench", "nasbench101"), ("darts", "darts")])
+def test_release(tmp_path, space, name):
+    truth = write_release(tmp_path / "summaries", space)
+    table = run(tmp_path / "o", tmp_path / "summaries")[name]
+    rot, target = truth["cifar10", "rot"], truth["imagenet", "cls"]
+    pair = pair_of(table, ["cifar10", "rot"], ["imagenet", "cls"])
+    assert pair["n"] == 30 and pair["rho"] == pytest.approx(stats.spearmanr(rot, target).statistic)
+    assert pair["partial_rho"] is None
+    assert (tmp_path / "o" / "across_cifar10_imagenet.png").exists()
+    # Fig. 5, directly; architectures in the order of their keys
+    keys = sorted(range(30), key=str) if space == "nas_bench" else sorted(range(30), key=lambda k: json.dumps([["none", k]]))
+    rng, expected, m = np.random.default_rng(0), [], 1
+    while m < 30:
+        picks = []
+        for _ in range(math.ceil(30 / m)):
+            chosen = [keys[i] for i in rng.choice(30, m, replace=False)]
+            picks.append(target[max(chosen, key=lambda k: rot[k])])
+        expected.append([m, np.mean(picks), np.std(picks)])
+        m *= 2
+    curve = table["experiments"]["imagenet cls"]["cifar10 rot"]
+    assert [c[0] for c in curve] == [1, 2, 4, 8, 16] and np.allclose(curve, expected)
+    with pytest.raises(InputError, match="--score best"):
+        run(tmp_path / "o", tmp_path / "summaries", "--score", "final")
+
+
+def test_nasbench_results_match_by_isomorphism(tmp_path):
+    first = [[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    a = genotypes.NASBenchCell(first, ["input", "maxpool3x3", "conv1x1-bn-relu", "output"])
+    b = genotypes.NASBenchCell(first, ["input", "conv1x1-bn-relu", "maxpool3x3", "output"])
+    for task, cell in (("cls", a), ("rot", b)):
+        for k in range(3):
+            write_result(tmp_path / "a", k, task, k)
+            path = tmp_path / "a" / task / f"{k}_s1" / "result.json"
+            result = json.loads(path.read_text())
+            chain = [[int(j == i + 1) for j in range(k + 2)] for i in range(k + 2)]
+            other = {"matrix": chain, "ops": ["input", *["maxpool3x3"] * k, "output"]}
+            path.write_text(json.dumps({**result, "space": "nasbench101", "genotype": other if k else cell._asdict()}))
+    assert run(tmp_path / "o", tmp_path / "a")["nasbench101"]["n"] == 3
+
+
+def test_needs_no_torch(tmp_path):
+    for k in range(4):
+        write_result(tmp_path / "a", k, "rot", k)
+        write_result(tmp_path / "a", k, "cls", -k)
+    argv = [str(tmp_path / "a"), "--out", str(tmp_path / "o")]
+    code = f"import sys, correlate; correlate.main(correlate.parse_args({argv})); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "-1.00 [-1.00, -1.00]" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("content", [{"task": "cls"}, [], {"genotype": 1}])
+def test_malformed(tmp_path, capsys, content):
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as exit_:
+        errors.run(correlate.main, correlate.parse_args([str(tmp_path)]))
+    assert exit_.value.code == 2 and "result.json: not a result" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no such folder"):
+        correlate.read([str(tmp_path / "nowhere")], "best")

@@ -6,7 +6,7 @@ missing. correlate.py makes tables and figures of it.
 
     python sample.py --space darts --n 4 --tasks cls rot --epochs 1                          # embedded data, on a CPU
     python sample.py --space nasbench101 --n 500 --draw_only --out runs/nb                   # only archs.json
-    torchrun --nproc_per_node=8 sample.py --space darts --n 500 --seeds 1 2 3 --dataset cifar10 --data data/
+    torchrun --nproc_per_node=8 sample.py --space darts -n 500 --seeds 1 2 3 --dataset cifar10 --data data/
     python sample.py --archs archs.json --shard 3/16 --dataset cifar10 --data data/          # job 3 of an array of 16
     python sample.py --status runs/sample_darts_cifar10
 """
@@ -42,7 +42,10 @@ def parse_args(argv=None):
         description="Draw architectures and train each on each task.", epilog="All other options are those of train.py."
     )
     parser.add_argument("--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from")
-    parser.add_argument("--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many architectures to draw")
+    # torchrun of Python 3.11 and older takes --n for a short form of its own options, -n not
+    parser.add_argument(
+        "-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many architectures to draw"
+    )
     parser.add_argument("--draw_seed", type=at_least(0, int), default=0, help="of the draw")
     parser.add_argument("--params", type=at_least(0), nargs=2, default=PARAMS, metavar=("LOW", "HIGH"),
                         help="keep DARTS cells with so many parameters as width 16, 20 cells, 10 classes "

@@ -227,7 +227,7 @@ def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, capsys):
 
 
 def command(out, *argv):
-    argv = ["--space", "nasbench101", "--n", "3", "--tasks", "cls", "rot", *OPTIONS, "--epochs", "2", "--out", out, *argv]
+    argv = ["--space", "nasbench101", "-n", "3", "--tasks", "cls", "rot", *OPTIONS, "--epochs", "2", "--out", out, *argv]
     return [str(ROOT / "sample.py"), *map(str, argv)]
 
 

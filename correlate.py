@@ -132,8 +132,8 @@ def read_summary(path, name, score, columns):
 
 
 def common_table(space, columns):
-    """The architectures that all columns have with finite scores, as {column: scores (n,), the higher the better}, with the
-    runs behind them and lines that say what was left out."""
+    """For the architectures that all columns have with finite scores: their names, {column: scores (n,), the higher the
+    better}, {column: [{seed: run}]}, and lines that say what was left out."""
     notes, usable = [], {}
     for label, column in columns.items():
         bad = [key for key, runs in column.runs.items() if not all(np.isfinite(run["score"]) for run in runs.values())]
@@ -159,7 +159,8 @@ def common_table(space, columns):
         scores[label], kept[label] = values if column.higher_is_better else -values, [column.runs[key] for key in keys]
     if len(scores) < 2:
         raise InputError(f"{SPACES[space]}: fewer than two rankings to compare. " + ". ".join(notes))
-    return scores, kept, notes
+    names = next(iter(columns.values())).names
+    return [names[key] for key in keys], scores, kept, notes
 
 
 def title(label):
@@ -269,11 +270,11 @@ def scatter(tables, dataset, tasks, target, out, name):
     axes = figure.subplots(len(tables), len(tasks), squeeze=False)
     for row, (space, table) in zip(axes, tables.items()):
         for ax, task in zip(row, tasks):
-            y, x = (abs(table["scores"].get(label, np.array([]))) for label in ((dataset, task), target))
-            ax.set(xlabel=f"{title(target)} ({SPACES[space]})", ylabel=f"{dataset} {task}")
-            if not len(x) or not len(y):
+            if not {(dataset, task), target} <= table["scores"].keys():
                 ax.set_axis_off()
                 continue
+            x, y = table["scores"][target], table["scores"][dataset, task]
+            ax.set(xlabel=f"{title(target)} ({SPACES[space]})", ylabel=f"{dataset} {task}")
             slope, intercept, _, _ = stats.theilslopes(y, x)
             ends = np.array([x.min(), x.max()])
             pair = find_pair(table, (dataset, task), target)
@@ -289,7 +290,7 @@ def matrix(space, table, out):
     from matplotlib.figure import Figure
 
     labels = list(table["scores"])
-    rho = np.array([[rank_correlation(table["scores"][a], table["scores"][b]) for b in labels] for a in labels])
+    rho = np.array([[table["matrix"][a][b] for b in labels] for a in labels])
     figure = Figure(figsize=(1.5 + 0.75 * len(labels), 1.0 + 0.65 * len(labels)), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(rho, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -340,8 +341,8 @@ def find_pair(table, a, b):
 
 def analyse(space, columns, args) -> dict:
     """Every number about a space."""
-    scores, runs, notes = common_table(space, columns)
-    n = len(next(iter(scores.values())))
+    names, scores, runs, notes = common_table(space, columns)
+    raw = {label: values if columns[label].higher_is_better else -values for label, values in scores.items()}
     all_params = {label: [next(iter(r.values()))["params"] for r in kept] for label, kept in runs.items()}
     pairs = []
     for a, b in itertools.permutations(scores, 2):
@@ -351,13 +352,14 @@ def analyse(space, columns, args) -> dict:
     targets = [label for label in scores if label[1] == "cls"]
     experiments, epochs = {}, {}
     for target in targets:
-        raw = scores[target] if columns[target].higher_is_better else -scores[target]
-        experiments[target] = {label: random_experiments(scores[label], raw, args.seed) for label in scores}
+        experiments[target] = {label: random_experiments(scores[label], raw[target], args.seed) for label in scores}
         found = {a: by_epoch(runs[a], 1 if columns[a].higher_is_better else -1, scores[target]) for a in scores}
         epochs[target] = {label: rhos for label, rhos in found.items() if rhos}
     stability = {label: seed_stability(kept) for label, kept in runs.items()}
-    return {"n": n, "scores": scores, "pairs": pairs, "notes": notes, "stability": stability,
-            "experiments": experiments, "epochs": {t: lines for t, lines in epochs.items() if lines}}  # fmt: skip
+    matrix = {a: {b: number(rank_correlation(scores[a], scores[b])) for b in scores} for a in scores}
+    return {"n": len(names), "archs": names, "scores": raw, "pairs": pairs, "notes": notes, "stability": stability,
+            "matrix": matrix, "experiments": experiments,
+            "epochs": {target: lines for target, lines in epochs.items() if lines}}  # fmt: skip
 
 
 def draw_figures(tables, out):
@@ -392,7 +394,11 @@ def write_report(tables, figures, args, out):
             lines.append(f"| {title(p['x'])} | {title(p['y'])} | {with_interval(p['rho'], p['rho_interval'])} "
                          f"| {p['p']:.2g} | {p['tau']:.2f} | {p['top10_overlap']:.2f} | {best_half} "
                          f"| {with_interval(p['partial_rho'], p['partial_rho_interval'])} |")  # fmt: skip
-        stable = [f"{title(a)} {s['rho']:.2f} ({s['seeds']} seeds)" for a, s in table["stability"].items() if s["rho"]]
+        stable = [
+            f"{title(a)} {with_interval(s['rho'], None)} ({s['seeds']} seeds)"
+            for a, s in table["stability"].items()
+            if s["seeds"] > 1
+        ]
         if stable:
             lines += ["", f"rho between two seeds of one column, the noise ceiling of a single seed: {', '.join(stable)}."]
         lines.append("")

@@ -237,7 +237,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.mark.slow
 def test_killed_sweep_and_two_processes(tmp_path):
     """SIGKILL at a random moment, then two processes together: the results of an undisturbed sweep, no job done twice."""
-    sweep(tmp_path / "whole", "--tasks", "cls", "rot")
+    subprocess.run([sys.executable, *command(tmp_path / "whole")], env=ENVIRONMENT, check=True)
     process = subprocess.Popen([sys.executable, *command(tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "killed").rglob("log.jsonl")):
         assert process.poll() is None

@@ -26,17 +26,6 @@ SPACES = {"darts": "DARTS", "nasbench101": "NAS-Bench-101"}
 SPACE_FOLDERS = {"darts": "darts", "nas_bench": "nasbench101"}  # of the public release
 TASKS = {"cls": "classification", "rot": "rotation", "col": "colorization", "jig": "jigsaw"}
 COLORS = {"rot": "#1b9e77", "col": "#d95f02", "jig": "#7570b3", "cls": "#555555"}
-HOW = {
-    "arch",
-    "out",
-    "resume",
-    "device",
-    "print_every",
-    "data",
-    "download",
-    "deterministic",
-    "seed",
-}  # may differ in a column
 FEWEST = 3
 
 
@@ -98,7 +87,7 @@ def read_result(path, name, score, columns):
         genotype, task, space = result["genotype"], result["task"], result.get("space", "darts")
         key = json.dumps(genotype) if space == "darts" else nasbench_hash(parse_nasbench(genotype, path))
         column = columns.setdefault(space, {}).setdefault((name or result["dataset"], task), Column())
-        settings = {k: v for k, v in result["args"].items() if k not in HOW}
+        settings = {k: v for k, v in result["identity"].items() if k not in ("seed", "genotype", "split")}
         column.higher_is_better = result["higher_is_better"]
         history = [epoch[result["metric"]] for epoch in result["epochs"]]
         run = {"score": result[score], "epochs": history, "params": result["params"]}
@@ -344,22 +333,23 @@ def analyse(space, columns, args) -> dict:
     names, scores, runs, notes = common_table(space, columns)
     raw = {label: values if columns[label].higher_is_better else -values for label, values in scores.items()}
     all_params = {label: [next(iter(r.values()))["params"] for r in kept] for label, kept in runs.items()}
-    pairs = []
-    for a, b in itertools.permutations(scores, 2):
-        if b[1] == "cls" or (a[1] != "cls" and list(scores).index(a) < list(scores).index(b)):
-            params = None if None in all_params[b] else np.array(all_params[b])
-            pairs.append({"x": list(a), "y": list(b), **compare(scores[a], scores[b], params, args.bootstrap, args.seed)})
     targets = [label for label in scores if label[1] == "cls"]
+    wanted = [(a, b) for b in targets for a in scores if a != b]
+    wanted += itertools.combinations([label for label in scores if label not in targets], 2)
+    pairs = []
+    for a, b in wanted:
+        params = None if None in all_params[b] else np.array(all_params[b])
+        pairs.append({"x": list(a), "y": list(b), **compare(scores[a], scores[b], params, args.bootstrap, args.seed)})
     experiments, epochs = {}, {}
     for target in targets:
         experiments[target] = {label: random_experiments(scores[label], raw[target], args.seed) for label in scores}
         found = {a: by_epoch(runs[a], 1 if columns[a].higher_is_better else -1, scores[target]) for a in scores}
-        epochs[target] = {label: rhos for label, rhos in found.items() if rhos}
+        if any(found.values()):
+            epochs[target] = {label: rhos for label, rhos in found.items() if rhos}
     stability = {label: seed_stability(kept) for label, kept in runs.items()}
     matrix = {a: {b: number(rank_correlation(scores[a], scores[b])) for b in scores} for a in scores}
     return {"n": len(names), "archs": names, "scores": raw, "pairs": pairs, "notes": notes, "stability": stability,
-            "matrix": matrix, "experiments": experiments,
-            "epochs": {target: lines for target, lines in epochs.items() if lines}}  # fmt: skip
+            "matrix": matrix, "experiments": experiments, "epochs": epochs}  # fmt: skip
 
 
 def draw_figures(tables, out):

@@ -182,11 +182,12 @@ def named_cell(name: str) -> Genotype:
 # Reading and writing
 
 
+def is_index(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def parse_genotype(fields, where: str) -> Genotype:
     """A genotype from parsed JSON, checked; `where` opens the message of the InputError that anything malformed gets."""
-
-    def is_index(value):
-        return isinstance(value, int) and not isinstance(value, bool)
 
     if not isinstance(fields, dict) or not set(Genotype._fields) <= set(fields):
         raise InputError(f"{where}: a genotype has the fields {', '.join(Genotype._fields)}")
@@ -215,10 +216,6 @@ def parse_genotype(fields, where: str) -> Genotype:
     return Genotype(*cells)
 
 
-def is_bit(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value in (0, 1)
-
-
 def parse_nasbench(entry, where: str) -> NASBenchCell:
     """A NAS-Bench-101 cell from parsed JSON. The rule of the benchmark: a square, strictly upper triangular matrix of zeros
     and ones; `input`, known ops, `output`; a path from first to last vertex; after pruning at most 7 vertices and 9 edges.
@@ -227,7 +224,11 @@ def parse_nasbench(entry, where: str) -> NASBenchCell:
     if not isinstance(matrix, list) or not isinstance(ops, list):
         raise InputError(f'{where}: a NAS-Bench-101 cell has the lists "matrix" and "ops"')
     V = len(matrix)
-    if V < 2 or any(not isinstance(row, list) or len(row) != V or not all(map(is_bit, row)) for row in matrix):
+
+    def is_row(row):
+        return isinstance(row, list) and len(row) == V and all(is_index(bit) and bit in (0, 1) for bit in row)
+
+    if V < 2 or not all(map(is_row, matrix)):
         raise InputError(f"{where}: the matrix must be square, of zeros and ones")
     if any(matrix[i][j] for i in range(V) for j in range(i + 1)):
         raise InputError(f"{where}: an edge leads to the same or an earlier vertex; the matrix must be upper triangular")

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import random
 import time
@@ -176,12 +175,6 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
 # The state of a sweep is in its folders: result.json of a finished training, failed.json of one that raised
 
 
-def replace_text(path, text):
-    partial = Path(f"{path}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def jobs_of(ids, tasks, seeds):
     """(id, task, seed) of every training. One seed after the other, so that early results cover all architectures."""
     return [(i, task, seed) for seed in seeds for i in ids for task in tasks]
@@ -252,6 +245,7 @@ def job_numbers(n):
 def run_job(args, folder, load):
     """Trains one; whatever it raises is written down and ends nothing but this training."""
     import train
+    import utils
 
     (folder / "failed.json").unlink(missing_ok=True)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # its numbers are in log.jsonl
@@ -260,7 +254,7 @@ def run_job(args, folder, load):
         except Exception as error:
             trace = "" if isinstance(error, InputError) else traceback.format_exc()
             text = f"{type(error).__name__}: {error}".removeprefix("InputError: ")
-            replace_text(folder / "failed.json", json.dumps({"error": text, "traceback": trace}, indent=1) + "\n")
+            utils.write_json(folder / "failed.json", {"error": text, "traceback": trace})
             return text
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # thousands of them would fill a disk
     return None
@@ -270,6 +264,8 @@ def main(args):
     if args.status:
         show_status(Path(args.status))
         return
+    import torch
+
     import data
     import train
     import utils
@@ -279,44 +275,46 @@ def main(args):
         own = ["--recipe", "sample", *args.train_argv]
         return train.parse_args(["--arch", arch, *own, "--task", task, "--seed", str(seed), "--out", str(out), "--resume"])
 
-    example = training("", args.tasks[0], args.seeds[0], "")
-    for task in args.tasks:
-        training("", task, 0, "")  # an unknown task ends here
+    example, *_ = [training("", task, args.seeds[0], "") for task in args.tasks]  # an unknown task ends here
     out = Path(args.out or f"runs/sample_{args.space}_{example.dataset}")
 
     # --- architectures
-    archs = (
-        genotypes.load_archs(args.archs) if args.archs else draw(args.space, args.n, args.draw_seed, args.params, args.macs)
-    )
-    text = json.dumps([{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()], indent=1) + "\n"
+    if args.archs:
+        archs = genotypes.load_archs(args.archs)
+    else:
+        archs = draw(args.space, args.n, args.draw_seed, args.params, args.macs)
     path = out / "archs.json"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and genotypes.load_archs(path) != archs:
         raise InputError(f"{path} holds other architectures than these; choose another --out")
+
     # --- data
     load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
     if not args.draw_only:
         size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space)["size"]
         load(example.dataset, example.data, size, example.limit, example.download)  # what is wrong with it ends here
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(path, text)
+    utils.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
     print(f"{len(archs)} architectures: {path}")
     if args.draw_only:
         return
 
     # --- jobs
-    settings = {k: v for k, v in vars(example).items() if k not in utils.WHERE_AND_HOW | {"task", "seed"}}
+    settings = utils.identity_of(example)
+    del settings["task"], settings["seed"]
     path = out / "sweep.json"
     sweep = genotypes.read_json(path) if path.exists() else {"settings": settings, "tasks": [], "seeds": []}
     utils.check_identity(path, sweep["settings"], settings)
     for key, values in (("tasks", args.tasks), ("seeds", args.seeds)):
         sweep[key] += [value for value in values if value not in sweep[key]]
-    replace_text(path, json.dumps(sweep, indent=1) + "\n")
+    utils.write_json(path, sweep)
     jobs = jobs_of(list(archs), args.tasks, args.seeds)
     mine = jobs[args.shard[0] :: args.shard[1]]
     print(status(out, jobs), flush=True)
 
     # --- loop
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = example.device
+    if device == "cuda" and torch.cuda.is_available():  # the ranks of torchrun share the GPUs of their machine
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     for k in job_numbers(len(mine)):
         arch, task, seed = job = mine[k]
         folder = folder_of(out, job)
@@ -326,10 +324,7 @@ def main(args):
             if not free or failed_before or (folder / "result.json").exists():
                 continue
             job_args = training(f"{out / 'archs.json'}:{arch}", task, seed, folder)
-            if job_args.device == "cuda":
-                import torch
-
-                job_args.device = f"cuda:{local_rank % torch.cuda.device_count()}"
+            job_args.device = device
             start = time.time()
             error = run_job(job_args, folder, load)
         print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(out, jobs)}]", flush=True)

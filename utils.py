@@ -161,7 +161,7 @@ def finite(result, epoch, step, task):
 
 
 def replace_file(path, write):
-    partial = Path(f"{path}.tmp")
+    partial = Path(f"{path}.{os.getpid()}.tmp")  # several processes may write one file
     with open(partial, "wb") as file:
         write(file)
         file.flush()

@@ -59,7 +59,7 @@ def write_result(folder, arch, task, score, seed=1, params=1000, higher=True, da
     result = {
         "arch": f"{arch:05}", "space": "darts", "genotype": genotype, "task": task, "dataset": dataset, "seed": seed,
         "metric": "top1", "higher_is_better": higher, "best": score, "final": score if final is None else final,
-        "params": params, "epochs": [{"top1": score / 2}, {"top1": score}], "args": {"seed": seed, "lr": 0.1, **args},
+        "params": params, "epochs": [{"top1": score / 2}, {"top1": score}], "identity": {"seed": seed, "lr": 0.1, **args},
     }  # fmt: skip
     path.write_text(json.dumps(result))
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageOps
 
 import errors
@@ -130,17 +131,28 @@ def split_hash(*parts):
     return digest.hexdigest()[:12]
 
 
-def batches(data: ImageSet, batch_size: int, device, index: torch.Tensor | None = None, train=False):
-    """Yields images uint8 (B, 3, S, S), labels (B,) or None, and their indices (B,) in the data set. In training in a new
-    order each time, without a last smaller batch; `index` restricts it to a part."""
+def order_of(index, batch_size, seed):
+    """The order of an epoch: (batches, batch_size), the images of an index tensor in seeded random order, without a last
+    smaller batch. All ranks draw the same; torch's own random state is neither used nor changed."""
+    order = np.random.default_rng(seed).permutation(len(index))[: len(index) // batch_size * batch_size]
+    return index[torch.from_numpy(order)].view(-1, batch_size)
+
+
+def batches(data, task, batch_size: int, device, index: torch.Tensor | None = None, seed=None, skip=0):
+    """Yields images uint8 (B, 3, H, W), what `task.uses` of "labels" (B,) and "masks" (B, H, W), else None, and their
+    indices (B,) in the data set; `index` restricts it to a part. With a seed (integers): in random order, the first `skip`
+    batches left out. Without: for evaluation, each image once. Under torchrun `batch_size` counts the images of all ranks,
+    of which each rank gets its share."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     index = torch.arange(len(data)) if index is None else index
-    if train:
-        index = index[torch.randperm(len(index))]
-        index = index[: len(index) // batch_size * batch_size]
-    for batch in index.split(batch_size):
-        images = data.images[batch].to(device).permute(0, 3, 1, 2)  # (B, 3, S, S), channels_last
-        labels = None if data.labels is None else data.labels[batch].to(device)
-        yield images, labels, batch.to(device)
+    if seed is None:
+        parts = index[rank::world].split(max(1, batch_size // world))
+    else:
+        parts = order_of(index, batch_size, seed)[skip:].chunk(world, 1)[rank]
+    targets = {"labels": data.labels, "masks": data.masks, None: None}[task.uses]
+    for part in parts:
+        images = data.images[part].to(device).permute(0, 3, 1, 2)  # (B, 3, S, S), channels_last
+        yield images, None if targets is None else targets[part].to(device), part.to(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Task:
 
     in_channels, inputs_per_target = 3, 1
     classifies_inputs = True  # one target for each input of the network, as an auxiliary classifier needs it
-    uses_labels = False
+    uses: str | None = None  # "labels" or "masks", what it reads of a data set besides images
     metric, higher_is_better = "top1", True  # the entry of `metrics` that counts: percent of correct targets
 
     def __init__(self, data, size, grid, device):
@@ -132,7 +132,7 @@ class Task:
 
 
 class Classification(Task):
-    uses_labels = True
+    uses = "labels"
 
     def __init__(self, data, size, grid, device):
         super().__init__(data, size, grid, device)
@@ -235,7 +235,7 @@ TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jig
 
 def make_task(name, data, size, stem, layers, device) -> Task:
     """The task for a data set and a network of that stem and depth, or InputError where they do not fit."""
-    if TASKS[name].uses_labels and data.labels is None:
+    if TASKS[name].uses == "labels" and data.labels is None:
         raise InputError(f"task {name} needs labels: {data.why_no_labels}")
     task = TASKS[name](data, size, 2 if stem == "cifar" else 3, device)  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
     stride = total_stride(stem, layers)

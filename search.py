@@ -119,8 +119,8 @@ def main(args):
         if not search_alphas:
             print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
-        w_batches = data.batches(train, args.batch_size, device, w_half, train=True)
-        alpha_batches = data.batches(train, args.batch_size, device, alpha_half, train=True)
+        w_batches = data.batches(train, task, args.batch_size, device, w_half, (args.seed, epoch))
+        alpha_batches = data.batches(train, task, args.batch_size, device, alpha_half, (args.seed, epoch))
         for step, (w_batch, alpha_batch) in enumerate(zip(w_batches, alpha_batches), start=1):
             if search_alphas:  # first order: at the present weights, whose gradients are not needed
                 x, y = task.prepare(*alpha_batch, train=True)
@@ -169,7 +169,7 @@ def main(args):
 
     # --- the cell that was found
     genotype = model_search.derive(alphas)
-    result = utils.evaluate(supernet, task, data.batches(test, args.batch_size, device), alphas)
+    result = utils.evaluate(supernet, task, data.batches(test, task, args.batch_size, device), alphas)
     write_genotype(genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
     print(f"supernet on {len(test)} evaluation images: " + utils.numbers(result))
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")

@@ -154,7 +154,7 @@ def main(args, load=data.load):
         network.drop_path = args.drop_path * (epoch - 1) / args.epochs
         network.train()
         meter = utils.Meter(task)
-        for step, batch in enumerate(data.batches(train, args.batch_size, device, train=True), start=1):
+        for step, batch in enumerate(data.batches(train, task, args.batch_size, device, seed=(args.seed, epoch)), start=1):
             x, y = task.prepare(*batch, train=True)
             x = pretext.cutout(x, args.cutout) if args.cutout else x
             outputs = network(x)
@@ -173,9 +173,9 @@ def main(args, load=data.load):
         if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
             some = data.choose(len(train), max(args.precise_bn, args.batch_size))
-            some = data.batches(train, args.batch_size, device, some, train=True)
+            some = data.batches(train, task, args.batch_size, device, some, (args.seed, epoch))
             update_bn((task.prepare(*batch, train=True)[0] for batch in some), network)
-        result = utils.evaluate(network, task, data.batches(test, args.batch_size, device))
+        result = utils.evaluate(network, task, data.batches(test, task, args.batch_size, device))
         result = utils.finite(result, epoch, steps, args.task)
         seconds += time.time() - start
         summary = {**{f"train_{name}": value for name, value in meter.result().items()}, **result}

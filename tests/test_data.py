@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import data
+import pretext
 from errors import InputError
 
 
@@ -155,13 +156,16 @@ def test_limit_split_and_hash(odd_files):
 
 def test_batches():
     images = data.ImageSet(torch.arange(10).view(10, 1, 1, 1).expand(10, 4, 4, 3).to(torch.uint8), torch.arange(10))
-    seen = [index.tolist() for _, _, index in data.batches(images, 4, "cpu")]
+    seen = [index.tolist() for _, _, index in data.batches(images, pretext.Classification, 4, "cpu")]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     part = torch.tensor([1, 3, 5, 7, 9])
-    for x, labels, index in data.batches(images, 2, "cpu", part, train=True):
+    for x, labels, index in data.batches(images, pretext.Classification, 2, "cpu", part, seed=0):
         assert x.shape == (2, 3, 4, 4) and x[:, 0, 0, 0].tolist() == labels.tolist() == index.tolist()
         assert set(index.tolist()) <= set(part.tolist())
-    orders = {tuple(i.item() for _, _, index in data.batches(images, 5, "cpu", train=True) for i in index) for _ in range(5)}
+    orders = {
+        tuple(i.item() for _, _, index in data.batches(images, pretext.Rotation, 5, "cpu", seed=(0, k)) for i in index)
+        for k in range(5)
+    }
     assert len(orders) > 1 and all(sorted(order) == list(range(10)) for order in orders)
 
 

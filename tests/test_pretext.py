@@ -29,7 +29,7 @@ def make_task(name, images, stem="cifar", layers=2):
 
 
 def batch_of(images):
-    return next(data.batches(images, len(images), "cpu"))
+    return next(data.batches(images, pretext.TASKS["cls" if images.labels is not None else "rot"], len(images), "cpu"))
 
 
 def normalized(image, images):
@@ -174,7 +174,7 @@ def test_evaluation_depends_on_nothing_but_the_image(name):
     images = random_set(5)
     task = make_task(name, images)
     whole_x, whole_y = task.prepare(*batch_of(images), train=False)
-    parts = [task.prepare(*batch, train=False) for batch in data.batches(images, 2, "cpu")]
+    parts = [task.prepare(*batch, train=False) for batch in data.batches(images, task, 2, "cpu")]
     torch.testing.assert_close(torch.cat([x for x, _ in parts]), whole_x)
     assert torch.equal(torch.cat([y for _, y in parts]), whole_y)
 

@@ -45,6 +45,7 @@ class ImageSet:
     modes and sizes of the files."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet
+    padded_crops, jitter, mask_classes, why_no_masks = True, 0.0, [str(i) for i in range(12)], "STUB"
 
     def __init__(self, images, labels=None, classes=(), masks=None, names=None):
         self.images, self.labels, self.masks, self.classes = images, labels, masks, list(classes)

@@ -1,6 +1,7 @@
 """User errors (`InputError`) end a script with one line and exit code 2; bugs keep their traceback."""
 
 import math
+import os
 import sys
 
 
@@ -34,7 +35,8 @@ def run(main, args):
     try:
         main(args)
     except InputError as error:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"{sys.argv[0]}: error{rank}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         hint = "; the same command with --resume goes on" if hasattr(args, "resume") else ""

@@ -63,7 +63,7 @@ def check_auxiliary(task, stem, layers):
     """InputError where an auxiliary head has no place."""
     if not task.classifies_inputs:
         raise InputError("--auxiliary is for tasks with one class for each input of the network: cls and rot")
-    size = math.ceil(task.input_size / total_stride(stem, layers))
+    size = math.ceil(task.input_size / total_stride(stem, layers, task.reductions))
     smallest = {"cifar": 8, "imagenet": 7}[stem]  # for its pool and its 2x2 convolution
     if size < smallest:
         raise InputError(
@@ -75,28 +75,28 @@ def check_auxiliary(task, stem, layers):
 class Network(nn.Module):
     """`network(x)`: x (B, in_channels, H, W) -> logits; in training with `auxiliary_classes`, (logits, auxiliary logits).
 
-    `make_head(C)` builds the task's head for C channels; it is called with the features and the input's (H, W).
+    `task` says how many channels its inputs have and how many cells reduce the resolution, and builds the head.
     `drop_path`, the probability to drop a path, is set by the training loop.
     """
 
-    def __init__(self, genotype: Genotype, C, layers, stem, in_channels, make_head, auxiliary_classes=0):
+    def __init__(self, genotype: Genotype, C, layers, stem, task, auxiliary_classes=0):
         super().__init__()
         self.drop_path = 0.0
-        self.stem = STEMS[stem](in_channels, C)
+        self.stem = STEMS[stem](task.in_channels, C)
         C_prev_prev = C_prev = self.stem.C_out
         reduction_prev = self.stem.reduces
         self.cells = nn.ModuleList()
         self.auxiliary_at = 2 * layers // 3
         self.auxiliary = None
         for i in range(layers):
-            reduction = i in reduction_cells(layers)
+            reduction = i in reduction_cells(layers, task.reductions)
             C = 2 * C if reduction else C
             cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
             self.cells.append(cell)
             C_prev_prev, C_prev, reduction_prev = C_prev, len(cell.concat) * C, reduction
             if i == self.auxiliary_at and auxiliary_classes:
                 self.auxiliary = AuxiliaryHead(C_prev, auxiliary_classes, stem)
-        self.head = make_head(C_prev)
+        self.head = task.head(C_prev)
 
     def forward(self, x):
         s0, s1 = self.stem(x)
@@ -170,31 +170,31 @@ class NASBenchNetwork(nn.Module):
     """Three stacks of layers / 3 cells, between them a max pool that halves the size; the width doubles there. Arguments and
     `network(x)` as for `Network`; there is no auxiliary head."""
 
-    def __init__(self, cell: NASBenchCell, C, layers, stem, in_channels, make_head):
+    def __init__(self, cell: NASBenchCell, C, layers, stem, task):
         super().__init__()
         if layers % 3:
             raise InputError(f"--layers {layers}: NAS-Bench-101 cells stand in three stacks, so take a multiple of 3")
         if stem == "cifar":
-            blocks = [conv_bn_relu(in_channels, C, 3)]
+            blocks = [conv_bn_relu(task.in_channels, C, 3)]
         else:
-            blocks = [conv_bn_relu(in_channels, C // 2, 3, 2), conv_bn_relu(C // 2, C, 3, 2), conv_bn_relu(C, C, 3, 2)]
+            blocks = [conv_bn_relu(task.in_channels, C // 2, 3, 2), conv_bn_relu(C // 2, C, 3, 2), conv_bn_relu(C, C, 3, 2)]
         C_in = C
         for i in range(layers):
-            if i in reduction_cells(layers):
+            if i in reduction_cells(layers, task.reductions):
                 blocks.append(nn.MaxPool2d(2))
                 C = 2 * C
             blocks.append(NASBenchModule(cell, C_in, C))
             C_in = C
         self.features = nn.Sequential(*blocks)
-        self.head = make_head(C_in)
+        self.head = task.head(C_in)
 
     def forward(self, x):
         return self.head(self.features(x), x.shape[-2:])
 
 
-def build_network(arch: Genotype | NASBenchCell, C, layers, stem, in_channels, make_head, auxiliary_classes=0):
+def build_network(arch: Genotype | NASBenchCell, C, layers, stem, task, auxiliary_classes=0):
     if isinstance(arch, Genotype):
-        return Network(arch, C, layers, stem, in_channels, make_head, auxiliary_classes)
+        return Network(arch, C, layers, stem, task, auxiliary_classes)
     if auxiliary_classes:
         raise InputError("--auxiliary: networks of NAS-Bench-101 cells have no auxiliary head; use --auxiliary 0")
-    return NASBenchNetwork(arch, C, layers, stem, in_channels, make_head)
+    return NASBenchNetwork(arch, C, layers, stem, task)

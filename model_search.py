@@ -61,6 +61,8 @@ class MixedEdges(nn.Module):
 def scaled_bn(bn, x, weight):
     """Non-affine BN of E copies (B, E*C, h, w), times weight (E,)."""
     weight = weight.repeat_interleave(x.shape[1] // len(weight))
+    if isinstance(bn, nn.SyncBatchNorm):
+        return bn(x) * weight[:, None, None]
     return F.batch_norm(x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps)
 
 
@@ -97,21 +99,21 @@ class Supernet(nn.Module):
     """`supernet(x, alphas)`: x (B, in_channels, H, W), alphas (2, 14, 8) for normal and reduction cells -> logits.
 
     The alphas are not parameters of this module, so the optimisers of weights and alphas cannot overlap.
-    `make_head(C)` builds the task's head for C channels; it is called with the features and the input's (H, W).
+    `task` says how many channels its inputs have and how many cells reduce the resolution, and builds the head.
     """
 
-    def __init__(self, C, layers, stem, in_channels, make_head):
+    def __init__(self, C, layers, stem, task):
         super().__init__()
-        self.stem = STEMS[stem](in_channels, C)
+        self.stem = STEMS[stem](task.in_channels, C)
         C_prev_prev = C_prev = self.stem.C_out
         reduction_prev = self.stem.reduces
         self.cells = nn.ModuleList()
         for i in range(layers):
-            reduction = i in reduction_cells(layers)
+            reduction = i in reduction_cells(layers, task.reductions)
             C = 2 * C if reduction else C
             self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
-        self.head = make_head(C_prev)
+        self.head = task.head(C_prev)
 
     def forward(self, x, alphas):
         normal, reduction = F.softmax(alphas, dim=-1).unbind(0)

@@ -163,14 +163,14 @@ def default_stem(size):
     return "cifar" if size < 96 else "imagenet"
 
 
-def reduction_cells(layers):
-    """The indices of the cells with stride 2: at one and two thirds of the depth."""
-    return {layers // 3, 2 * layers // 3}
+def reduction_cells(layers, reductions=2):
+    """The indices of the cells with stride 2: at one and two thirds of the depth, or only the first of them."""
+    return {(k + 1) * layers // 3 for k in range(reductions)}
 
 
-def total_stride(stem, layers):
+def total_stride(stem, layers, reductions=2):
     """By how much a network divides height and width."""
-    return STEMS[stem].stride * 2 ** len(reduction_cells(layers))
+    return STEMS[stem].stride * 2 ** len(reduction_cells(layers, reductions))
 
 
 def drop_path(x, p):

@@ -1,4 +1,5 @@
-"""The tasks: classification (cls) and, without labels, rotation (rot), colorization (col) and jigsaw puzzles (jig).
+"""The tasks: classification (cls), segmentation (seg) and, without labels, rotation (rot), colorization (col) and jigsaw
+puzzles (jig).
 
 A task owns all that depends on it: the network's input, the number of classes, head, loss and metric. `prepare` turns a
 batch of uint8 images into network inputs and targets, on the batch's device and for the whole batch at once. Inside,
@@ -15,16 +16,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from errors import InputError
-from ops import total_stride
+from ops import conv, total_stride
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Augmentation, (B, H, W, C)
 
 
-def random_flip(x):
-    """Mirrors each image with probability 1/2."""
-    flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-    return torch.where(flip, x.flip(2), x)
+def random_flip(x, *masks):
+    """Mirrors each image with probability 1/2, and its mask (B, H, W) with it."""
+    flip = torch.rand(len(x), 1, 1, device=x.device) < 0.5
+    x = torch.where(flip.unsqueeze(3), x.flip(2), x)
+    return (x, *(torch.where(flip, y.flip(2), y) for y in masks)) if masks else x
 
 
 def random_crop_flip(x, padding):
@@ -36,6 +38,17 @@ def random_crop_flip(x, padding):
     cols = torch.where(torch.rand(B, 1, device=x.device) < 0.5, cols.flip(1), cols)
     x = F.pad(x, (0, 0, padding, padding, padding, padding))
     return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]]  # (B, H, W, C)
+
+
+# The principal components of ImageNet's colours and their standard deviations, RGB in 0 .. 1; Krizhevsky et al. 2012
+COLOR_STD = [0.2175, 0.0188, 0.0045]
+COLOR_COMPONENTS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]  # one a column
+
+
+def color_jitter(x, strength):
+    """Moves the colour of each image along the principal components; x is in 0 .. 1."""
+    amounts = strength * torch.randn(len(x), 3, device=x.device) * torch.tensor(COLOR_STD, device=x.device)
+    return x + (amounts @ torch.tensor(COLOR_COMPONENTS, device=x.device).T)[:, None, None, :]
 
 
 def cutout(x, length):
@@ -77,6 +90,28 @@ class PixelHead(nn.Module):
         return F.interpolate(self.classifier(x), size=size, mode="bilinear", align_corners=True)  # (B, classes, H, W)
 
 
+class ASPPHead(nn.Module):
+    """Atrous spatial pyramid pooling: side by side a 1x1 convolution, a dilated 3x3 convolution for each rate and the global
+    average; then a classifier at each position and bilinear upsampling. Chen et al. 2017."""
+
+    def __init__(self, C, num_classes, channels, rates):
+        super().__init__()
+
+        def branch(C_in, kernel=1, rate=1):
+            return nn.Sequential(conv(C_in, channels, kernel, dilation=rate), nn.BatchNorm2d(channels), nn.ReLU())
+
+        self.branches = nn.ModuleList([branch(C), *(branch(C, 3, rate) for rate in rates)])
+        self.pooled = branch(C)
+        self.merge = branch((len(rates) + 2) * channels)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, x, size):  # (B, C, h, w)
+        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])  # (B, channels, h, w)
+        x = torch.cat([*(branch(x) for branch in self.branches), pooled], 1)
+        x = self.classifier(self.merge(x))
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, classes, H, W)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks
 
@@ -85,34 +120,42 @@ class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions.
 
     `data` gives the classes and the colour statistics, `size` is the side of the images, `grid` the number of tiles per side
-    of a jigsaw. Of the attributes, `in_channels`, `input_size` and `inputs_per_target` describe what the network sees.
+    of a jigsaw, `search` whether the head is for a supernet. Of the attributes, `in_channels`, `input_size` and
+    `inputs_per_target` describe what the network sees, `reductions` how many of its cells halve the resolution.
     """
 
     num_classes: int
 
-    in_channels, inputs_per_target = 3, 1
+    in_channels, inputs_per_target, reductions = 3, 1, 2
     classifies_inputs = True  # one target for each input of the network, as an auxiliary classifier needs it
     uses: str | None = None  # "labels" or "masks", what it reads of a data set besides images
+    crop = "area"  # how images on disk are cut: windows of random area, or random windows of the image (see data.py)
     metric, higher_is_better = "top1", True  # the entry of `metrics` that counts: percent of correct targets
 
-    def __init__(self, data, size, grid, device):
+    def __init__(self, data, size, grid, search, device):
         self.size = self.input_size = size
+        self.padded_crops, self.jitter = data.padded_crops, data.jitter
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
 
-    def normalize(self, images):
+    def normalize(self, images, train):
         """uint8 (B, 3, H, W) -> float (B, H, W, 3) with the data set's mean and standard deviation taken out."""
-        x = images.permute(0, 2, 3, 1)
-        return (x / 255 - self.mean) / self.std
+        x = images.permute(0, 2, 3, 1) / 255
+        if train and self.jitter:
+            x = color_jitter(x, self.jitter)
+        return (x - self.mean) / self.std
 
     def augmented(self, images, train):
-        """Normalised; in training flipped and cropped with 1/8 of the size as padding (4 pixels at 32)."""
-        x = self.normalize(images)
-        return random_crop_flip(x, self.size // 8) if train else x  # zeros are the mean colour: pad after normalising
+        """Normalised; in training flipped, and small images cropped with 1/8 of the size as padding (4 pixels at 32)."""
+        x = self.normalize(images, train)
+        if train and self.padded_crops:
+            return random_crop_flip(x, self.size // 8)  # zeros are the mean colour: pad after normalising
+        return random_flip(x) if train else x
 
     def prepare(self, images, labels, index, train):
-        """images uint8 (B, 3, H, W), labels (B,) or None, index (B,) in the data set -> inputs (B', C, h, w), targets.
-        `train` turns random augmentation on; without it the result depends on nothing but the arguments."""
+        """images uint8 (B, 3, H, W), labels (B,) or masks (B, H, W) or None, index (B,) in the data set -> inputs
+        (B', C, h, w), targets. `train` turns random augmentation on; without it the result depends on nothing but the
+        arguments."""
         raise NotImplementedError
 
     def head(self, C) -> nn.Module:
@@ -134,8 +177,8 @@ class Task:
 class Classification(Task):
     uses = "labels"
 
-    def __init__(self, data, size, grid, device):
-        super().__init__(data, size, grid, device)
+    def __init__(self, data, size, grid, search, device):
+        super().__init__(data, size, grid, search, device)
         self.num_classes = len(data.classes)
 
     def prepare(self, images, labels, index, train):
@@ -161,8 +204,8 @@ class Colorization(Task):
     num_classes = 313
     classifies_inputs = False
 
-    def __init__(self, data, size, grid, device):
-        super().__init__(data, size, grid, device)
+    def __init__(self, data, size, grid, search, device):
+        super().__init__(data, size, grid, search, device)
         lightness, bins = color_tables()
         self.bins = bins.to(device)
         # The official code normalises L / 100 by the mean over the channels of the RGB statistics.
@@ -186,11 +229,12 @@ class Jigsaw(Task):
     """Which permutation a grid of tiles was shuffled by: tile k stands in slot perm[k]. Noroozi & Favaro 2016."""
 
     classifies_inputs = False
+    crop = "window"
     gray_probability = 0.3
     min_std = 1e-3  # a tile of one colour stays finite
 
-    def __init__(self, data, size, grid, device):
-        super().__init__(data, size, grid, device)
+    def __init__(self, data, size, grid, search, device):
+        super().__init__(data, size, grid, search, device)
         self.grid, self.inputs_per_target = grid, grid * grid
         self.patch = size // grid
         self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give the solution away
@@ -199,7 +243,7 @@ class Jigsaw(Task):
         self.tile_in_slot = perms.argsort(1)
 
     def prepare(self, images, labels, index, train):
-        x = self.normalize(images)
+        x = self.normalize(images, train)
         B, device, gap = len(x), x.device, self.patch - self.input_size
         if train:
             x = random_flip(x)
@@ -230,15 +274,63 @@ class Jigsaw(Task):
         return PooledHead(C, self.num_classes, self.inputs_per_target)
 
 
-TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jigsaw}
+class Segmentation(Task):
+    """Which class each pixel belongs to. The logits are per pixel; masks are 255 where a pixel counts for nothing."""
+
+    uses = "masks"
+    classifies_inputs = False
+    reductions = 1
+    metric = "miou"
+
+    def __init__(self, data, size, grid, search, device):
+        super().__init__(data, size, grid, search, device)
+        self.num_classes = len(data.mask_classes)
+        self.channels, self.rates = (64, [6]) if search else (256, [6, 12, 18])
+
+    def prepare(self, images, masks, index, train):
+        x, y = self.normalize(images, train), masks.long()
+        if train:
+            x, y = random_flip(x, y)
+        else:  # as the paper tests, at 1025 x 2049, so that positions at stride 8 start and end at the image's edges
+            x, y = F.pad(x, (0, 0, 0, 1, 0, 1)), F.pad(y, (0, 1, 0, 1), value=255)
+        return x.permute(0, 3, 1, 2), y  # (B, 3, H, W), (B, H, W)
+
+    def head(self, C):
+        return ASPPHead(C, self.num_classes, self.channels, self.rates)
+
+    def loss(self, logits, targets, label_smoothing=0.0):
+        # (B*H*W, classes), as for colours; the mean over the pixels that count is 0 where there are none, not NaN
+        logits, targets = logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()
+        total = F.cross_entropy(logits, targets, ignore_index=255, label_smoothing=label_smoothing, reduction="sum")
+        return total / (targets != 255).sum().clamp(min=1)
+
+    def score(self, logits, targets):
+        """The confusion matrix (true, predicted) as integers, flat, and the number of pixels that count."""
+        n, valid = self.num_classes, targets != 255
+        pairs = torch.where(valid, targets * n + logits.argmax(1), n * n).flatten()
+        return torch.cat([torch.bincount(pairs, minlength=n * n + 1)[:-1], valid.sum()[None]])
+
+    def metrics(self, scores):
+        """miou: mean over the classes that occur as truth or prediction of intersection over union, in percent."""
+        confusion = scores[:-1].view(self.num_classes, -1)
+        hits = confusion.diag()
+        union = confusion.sum(0) + confusion.sum(1) - hits
+        iou = [100 * h / u if u else None for h, u in zip(hits.tolist(), union.tolist())]
+        present = [value for value in iou if value is not None]
+        return {"miou": sum(present) / max(1, len(present)), "iou": iou}
 
 
-def make_task(name, data, size, stem, layers, device) -> Task:
+TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jigsaw, "seg": Segmentation}
+
+
+def make_task(name, data, size, stem, layers, device, search=False) -> Task:
     """The task for a data set and a network of that stem and depth, or InputError where they do not fit."""
     if TASKS[name].uses == "labels" and data.labels is None:
         raise InputError(f"task {name} needs labels: {data.why_no_labels}")
-    task = TASKS[name](data, size, 2 if stem == "cifar" else 3, device)  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
-    stride = total_stride(stem, layers)
+    if TASKS[name].uses == "masks" and data.masks is None:
+        raise InputError(f"task {name} needs masks: {data.why_no_masks}")
+    task = TASKS[name](data, size, 2 if stem == "cifar" else 3, search, device)  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
+    stride = total_stride(stem, layers, task.reductions)
     if task.input_size < stride:
         raise InputError(f"--size {size}: task {name} shows the network {task.input_size} pixels, which the {stem} stem and "
                          f"{layers} cells divide by {stride}, to less than one")  # fmt: skip

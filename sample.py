@@ -120,16 +120,21 @@ def darts_costs():
     import pretext
     import utils
 
-    class Task:
-        inputs_per_target, in_channels, input_size = 1, 3, 32
+    class Cifar10(pretext.Task):
+        num_classes, input_size = 10, 32
+
+        def __init__(self):
+            pass
+
+    task = Cifar10()
 
     def cost(genotype):
         def build():
-            return model_eval.Network(genotype, 16, 20, "cifar", 3, lambda C: pretext.PooledHead(C, 10))
+            return model_eval.Network(genotype, 16, 20, "cifar", task)
 
         with torch.device("meta"):
             params = utils.count_params(build())
-        return params, utils.count_macs(build, Task)
+        return params, utils.count_macs(build, task)
 
     nothing = Genotype([("none", 0)] * 8, [2, 3, 4, 5], [("none", 0)] * 8, [2, 3, 4, 5])
     base = cost(nothing)

@@ -7,6 +7,8 @@ genotype.json after every epoch; train.py trains the cell that it holds.
     python search.py --task col --dataset cifar10 --data data/ --download   # DARTS' settings on CIFAR-10
     python search.py --task jig --dataset folder --data my_photos/          # any images, no labels
     python search.py --task jig --dataset folder --data my_photos/ --resume
+    torchrun --nproc_per_node=8 search.py --task rot --dataset imagenet --data imagenet/
+    torchrun --nproc_per_node=8 search.py --task seg --dataset cityscapes --data cityscapes/
 """
 
 import argparse
@@ -23,19 +25,39 @@ import pretext
 import utils
 from errors import InputError, at_least
 
-# The settings of a data set; options on the command line take precedence. cifar10 and folder: those of DARTS for CIFAR-10.
-# shapes: for two minutes on two CPU cores.
+# The settings of a data set; options on the command line take precedence. shapes: for two minutes on two CPU cores. cifar10
+# and folder: those of DARTS for CIFAR-10. The others: the paper's.
 DEFAULTS = {
     "shapes": dict(size=32, limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
-    "cifar10": dict(size=32, width=16, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
-    "folder": dict(size=32, width=16, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
+    "cifar10": dict(size=32, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
+    "folder": dict(size=32, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
+    "imagenet": dict(size=224, layers=8, epochs=2, alpha_start=1, batch_size=64, lr=0.1, alpha_lr=3e-4, weight_decay=3e-5),
+    "imagenet22k": dict(size=224, layers=8, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5),
+    "cityscapes": dict(size=321, layers=12, epochs=400, batch_size=32, lr=0.1, alpha_lr=3e-4),
 }
-COMMON = dict(weight_decay=3e-4, grad_clip=5.0, alpha_weight_decay=1e-3, alpha_start=0)
+# Tasks with half of the batch size and of both learning rates
+HALVED = {"imagenet": ("rot", "jig"), "imagenet22k": ("rot", "jig"), "cityscapes": ("rot", "col")}
+COMMON = dict(width=16, weight_decay=3e-4, grad_clip=5.0, alpha_weight_decay=1e-3, alpha_start=0)
+
+
+def settings(dataset, task):
+    """What the tables say."""
+    values = {**COMMON, **DEFAULTS[dataset]}
+    if task in HALVED.get(dataset, ()):
+        values |= {"batch_size": values["batch_size"] // 2, "lr": values["lr"] / 2, "alpha_lr": values["alpha_lr"] / 2}
+    if task == "jig" and dataset.startswith("imagenet"):
+        values["size"] = 255
+    return values
+
+
+PROGRESS = ("epoch", "step", "seconds", "history", "meters")  # how far a checkpoint is
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Search a cell with DARTS, with or without labels.")
-    parser.add_argument("--task", choices=list(pretext.TASKS), default="rot", help="the objective; only cls needs labels")
+    parser.add_argument(
+        "--task", choices=list(pretext.TASKS), default="rot", help="the objective; cls needs labels, seg masks"
+    )
     group = parser.add_argument_group("data")
     data.add_arguments(group)
     group = parser.add_argument_group("model (default: the table at the top of this script)")
@@ -44,7 +66,7 @@ def parse_args(argv=None):
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group = parser.add_argument_group("optimiser (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over half of the training set")
-    group.add_argument("--batch_size", type=at_least(2, int), help="images per step, from each half")
+    group.add_argument("--batch_size", type=at_least(2, int), help="images per step, from each half, of all ranks together")
     group.add_argument("--lr", type=at_least(0), help="learning rate of the weights: SGD, momentum 0.9, cosine")
     group.add_argument("--weight_decay", type=at_least(0), help="of the weights")
     group.add_argument("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: no clipping")
@@ -53,7 +75,7 @@ def parse_args(argv=None):
     group.add_argument("--alpha_start", type=at_least(0, int), metavar="EPOCHS", help="epochs before the first alpha step")
     utils.add_run_arguments(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
-    utils.fill_defaults(args, {**COMMON, **DEFAULTS[args.dataset]})
+    utils.fill_defaults(args, settings(args.dataset, args.task))
     utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     return args
 
@@ -61,14 +83,16 @@ def parse_args(argv=None):
 def main(args):
     # --- set-up
     device = utils.setup(args)
+    utils.share_of_batch(args.batch_size)
     if args.alpha_start >= args.epochs:
         raise InputError(f"--alpha_start {args.alpha_start}: with --epochs {args.epochs} the alphas would never be trained")
     out = utils.open_run(args, f"search_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
     train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download)
-    task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)
+    task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device, search=True)
     w_half, alpha_half = data.halves(len(train), args.seed)
+    test, test_part = (test, None) if test else (train, alpha_half)  # ImageNet-22K has no evaluation images
     split = data.split_hash(train, w_half, alpha_half)
     steps = len(w_half) // args.batch_size
     if not steps:
@@ -76,75 +100,100 @@ def main(args):
 
     # --- model
     utils.seed_everything(args.seed)
-    supernet = model_search.Supernet(args.width, args.layers, args.stem, task.in_channels, task.head)
+    supernet = model_search.Supernet(args.width, args.layers, args.stem, task)
     supernet = supernet.to(device, memory_format=torch.channels_last)
+    if args.sync_bn:
+        supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
     alphas = model_search.init_alphas(device)
+    utils.seed_everything(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
     w_optimizer = torch.optim.SGD(supernet.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
     alpha_optimizer = torch.optim.Adam([alphas], args.alpha_lr, (0.5, 0.999), weight_decay=args.alpha_weight_decay)
+    autocast, scaler = utils.precision(device, args.amp)
 
     # --- resume
     identity = utils.identity_of(args, split=split, ops=genotypes.PRIMITIVES)
-    epochs_done, seconds, history = 0, 0.0, []
+    epochs_done, steps_done, seconds, history, meters = 0, 0, 0.0, [], None
     if args.resume and (out / "checkpoint.pt").exists():
         state = utils.load_checkpoint(out, identity)
         supernet.load_state_dict(state["supernet"])
         alphas.data.copy_(state["alphas"])
         w_optimizer.load_state_dict(state["w_optimizer"])
         alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        epochs_done, seconds, history = state["epoch"], state["seconds"], state["history"]
-        utils.restore_rng(state, device)
-        print(f"resumed after epoch {epochs_done}")
+        scaler.load_state_dict(state["scaler"])
+        epochs_done, steps_done, seconds, history, meters = (state[k] for k in PROGRESS)
+        utils.restore_rng(state, device, args)
+        print(f"resumed after epoch {epochs_done}" + (f" and {steps_done} steps" if steps_done else ""))
 
     # --- loop
     environment = utils.environment(device)
-    log = utils.Log(out, {"args": vars(args), **environment, "split": split}, epochs_done)
+    log = utils.Log(out, {"args": vars(args), **environment, "split": split}, epochs_done, steps_done)
     print(f"{args.task} on {args.dataset}: {len(w_half)} images for the weights, {len(alpha_half)} for the alphas (split "
           f"{split}); supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters, {out}")  # fmt: skip
     data.print_unreadable(train, test)
-    progress = utils.Progress(log, args, steps, epochs_done)
+    progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
+
+    def save(*how_far):
+        utils.average_statistics(supernet)
+        utils.save_checkpoint(out, {
+            "identity": identity, **dict(zip(PROGRESS, how_far)), "alphas": alphas.detach(),
+            "supernet": supernet.state_dict(), "w_optimizer": w_optimizer.state_dict(),
+            "alpha_optimizer": alpha_optimizer.state_dict(), "scaler": scaler.state_dict(),
+        }, device)  # fmt: skip
 
     def write_genotype(genotype, epoch, **more):
         meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,
                 "seconds": round(seconds, 1), **environment, "history": history, **more}  # fmt: skip
-        genotypes.save_genotype(out / "genotype.json", genotype, **meta)
+        if not utils.rank():
+            genotypes.save_genotype(out / "genotype.json", genotype, **meta)
 
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs)
         w_optimizer.param_groups[0]["lr"] = lr
-        w_meter, alpha_meter = utils.Meter(task), utils.Meter(task)
+        w_meter, alpha_meter = (utils.Meter(task, *state) for state in meters or [(), ()])
         search_alphas = epoch > args.alpha_start
         if not search_alphas:
             print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
-        w_batches = data.batches(train, task, args.batch_size, device, w_half, (args.seed, epoch))
-        alpha_batches = data.batches(train, task, args.batch_size, device, alpha_half, (args.seed, epoch))
-        for step, (w_batch, alpha_batch) in enumerate(zip(w_batches, alpha_batches), start=1):
+        w_batches = data.batches(train, task, args.batch_size, device, w_half, (args.seed, epoch, 0), steps_done)
+        alpha_batches = data.batches(train, task, args.batch_size, device, alpha_half, (args.seed, epoch, 1), steps_done)
+        for step, (w_batch, alpha_batch) in enumerate(zip(w_batches, alpha_batches), start=steps_done + 1):
             if search_alphas:  # first order: at the present weights, whose gradients are not needed
                 x, y = task.prepare(*alpha_batch, train=True)
                 supernet.requires_grad_(False)
-                logits = supernet(x, alphas)
-                loss = task.loss(logits, y)
+                with autocast:
+                    logits = supernet(x, alphas)
+                    loss = task.loss(logits, y)
                 alpha_optimizer.zero_grad()
-                loss.backward()
-                alpha_optimizer.step()
+                scaler.scale(loss).backward()
+                utils.average_gradients([alphas])  # the official code leaves this out, so its ranks drift apart
+                scaler.step(alpha_optimizer)
                 supernet.requires_grad_(True)
                 alpha_meter.update(loss, logits, y)
 
             x, y = task.prepare(*w_batch, train=True)
-            logits = supernet(x, alphas.detach())
-            loss = task.loss(logits, y)
+            with autocast:
+                logits = supernet(x, alphas.detach())
+                loss = task.loss(logits, y)
             w_optimizer.zero_grad()
-            loss.backward()
+            scaler.scale(loss).backward()
+            utils.average_gradients(supernet.parameters())
             if args.grad_clip:
+                scaler.unscale_(w_optimizer)
                 torch.nn.utils.clip_grad_norm_(supernet.parameters(), args.grad_clip)
-            w_optimizer.step()
+            scaler.step(w_optimizer)
+            scaler.update()
             w_meter.update(loss, logits, y)
 
             progress.step(epoch, step, lambda: utils.finite(w_meter.result(), epoch, step, args.task))
+            if utils.stop_requested():
+                meters = [w_meter.state(), alpha_meter.state()]
+                save(epoch - 1, step, seconds + time.time() - start, history, meters)
+                utils.stop(out)
 
+        utils.check_equal("alphas", alphas)
         genotype = model_search.derive(alphas)
         health = model_search.health(alphas, genotype)
         seconds += time.time() - start
@@ -161,17 +210,15 @@ def main(args):
             if not health["convs"][i]:
                 print(f"  warning: the {cell} cell has no convolution; the search may have collapsed")
         write_genotype(genotype, epoch)
-        utils.save_checkpoint(out, {
-            "identity": identity, "epoch": epoch, "seconds": seconds, "history": history, "alphas": alphas.detach(),
-            "supernet": supernet.state_dict(), "w_optimizer": w_optimizer.state_dict(),
-            "alpha_optimizer": alpha_optimizer.state_dict(),
-        }, device)  # fmt: skip
+        steps_done, meters = 0, None
+        save(epoch, steps_done, seconds, history, meters)
 
     # --- the cell that was found
     genotype = model_search.derive(alphas)
-    result = utils.evaluate(supernet, task, data.batches(test, task, args.batch_size, device), alphas)
+    test_batches = data.batches(test, task, args.batch_size, device, test_part)
+    result = utils.evaluate(supernet, task, test_batches, autocast, alphas)
     write_genotype(genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
-    print(f"supernet on {len(test)} evaluation images: " + utils.numbers(result))
+    print("supernet on the evaluation images: " + utils.numbers(result))
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")
     return genotype
 

@@ -6,6 +6,8 @@ Writes result.json at the end.
     python train.py --arch darts_v2 --dataset cifar10 --data data/ --download   # DARTS' evaluation on CIFAR-10
     python train.py --arch archs.json:00004 --task jig --dataset folder --data my_photos/
     python train.py --arch darts_v2 --dataset cifar10 --data data/ --resume
+    torchrun --nproc_per_node=8 train.py --arch unnas_imagenet_rot --dataset imagenet --data imagenet/
+    torchrun --nproc_per_node=8 train.py --arch darts_v2 --task seg --dataset cityscapes --data cityscapes/
 """
 
 import argparse
@@ -24,12 +26,17 @@ import utils
 from errors import InputError, at_least
 
 # The settings of a recipe, data set, task and space; options on the command line take precedence.
-EVALUATION = {  # classification as DARTS evaluates a cell, Sec. 4
-    "cifar10": dict(width=36, layers=20, epochs=600, batch_size=96, lr=0.025, weight_decay=3e-4, nesterov=False,
-                    grad_clip=5.0, auxiliary=0.4, cutout=16, drop_path=0.2),
+EVALUATION = {  # Sec. 4; on CIFAR-10 as DARTS evaluates a cell
+    ("cifar10", "cls"): dict(width=36, layers=20, epochs=600, batch_size=96, lr=0.025, weight_decay=3e-4, nesterov=False,
+                             grad_clip=5.0, auxiliary=0.4, cutout=16, drop_path=0.2),
+    ("imagenet", "cls"): dict(size=224, max_macs=600e6, layers=14, epochs=250, batch_size=1024, lr=0.5, weight_decay=3e-5,
+                              nesterov=True, warmup_epochs=5, label_smoothing=0.1, auxiliary=0.4),
+    ("cityscapes", "seg"): dict(size=769, width=80, layers=12, epochs=2700, batch_size=64, lr=0.1, weight_decay=1e-4,
+                                nesterov=True),
 }  # fmt: skip
-EVALUATION["folder"] = dict(EVALUATION["cifar10"], auxiliary=0.0)  # the auxiliary head does not fit every --size
-SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, nesterov=True, precise_bn=1024)  # Sec. 3.3
+# The auxiliary head does not fit every --size
+EVALUATION["folder", "cls"] = dict(EVALUATION["cifar10", "cls"], auxiliary=0.0)
+SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, nesterov=True, precise_bn=1024)  # Sec. 3.3, CIFAR-10
 SAMPLE_BASED_TASKS = {
     "cls": dict(batch_size=128, lr=0.1),
     "col": dict(batch_size=128, lr=0.1),
@@ -37,32 +44,59 @@ SAMPLE_BASED_TASKS = {
     "jig": dict(batch_size=32, lr=0.025),
 }
 SAMPLE_BASED_SIZES = {"darts": dict(width=16, layers=20), "nasbench101": dict(width=128, layers=9)}
+SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper's sample-based study has not
+    "darts": dict(width=32, layers=22, epochs=5, precise_bn=1024),
+    "nasbench101": dict(width=128, layers=12, epochs=10),
+}
+LARGE = dict(size=224, batch_size=32, lr=0.0125, weight_decay=5e-5, nesterov=True)
 SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True, grad_clip=5.0)  # small, for a CPU
 SHAPES_SIZES = {"darts": dict(width=8, layers=4), "nasbench101": dict(width=16, layers=3)}
-COMMON = dict(size=32, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0, label_smoothing=0.0,
-              precise_bn=0)  # fmt: skip
+COMMON = dict(size=32, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
+              label_smoothing=0.0, precise_bn=0)  # fmt: skip
 
 
 def settings(recipe, dataset, task, space):
     """What the tables say; a task of one's own has the settings of rot."""
     if dataset == "shapes":
         return {**COMMON, **SHAPES, **SHAPES_SIZES[space]}
-    if recipe == "evaluation" and task == "cls" and space == "darts":
-        return {**COMMON, **EVALUATION[dataset]}
+    if recipe == "evaluation" and space == "darts" and (dataset, task) in EVALUATION:
+        return {**COMMON, **EVALUATION[dataset, task]}
+    if dataset in ("imagenet", "imagenet22k", "cityscapes"):
+        size = dict(size=321) if dataset == "cityscapes" else dict(size=255) if task == "jig" else {}
+        return {**COMMON, **LARGE, **SAMPLE_BASED_IMAGENET[space], **size}
     tasks = SAMPLE_BASED_TASKS.get(task, SAMPLE_BASED_TASKS["rot"])
     return {**COMMON, **SAMPLE_BASED, **tasks, **SAMPLE_BASED_SIZES[space]}
+
+
+PROGRESS = ("epoch", "step", "seconds", "history", "meter")  # how far a checkpoint is
+
+
+def widest(macs_at, max_macs):
+    """The largest even width whose network needs at most that many MACs, which grow with the width."""
+    width = 2
+    if macs_at(width) > max_macs:
+        raise InputError(f"--max_macs {max_macs:.4g}: a network of width 2 needs {macs_at(2):.4g}")
+    step = 2
+    while macs_at(width + step) <= max_macs:
+        width, step = width + step, 2 * step
+    while step > 2:
+        step //= 2
+        if macs_at(width + step) <= max_macs:
+            width += step
+    return width
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Train one architecture on one task and evaluate it.")
     parser.add_argument("--arch", required=True, help="a name (darts_v2), a genotype.json, or archs.json:ID")
-    parser.add_argument("--task", choices=list(pretext.TASKS), default="cls", help="only cls needs labels")
+    parser.add_argument("--task", choices=list(pretext.TASKS), default="cls", help="cls needs labels, seg masks")
     parser.add_argument("--recipe", choices=["evaluation", "sample"], default="evaluation",
                         help="settings for cls: those of the search-based or of the sample-based study")  # fmt: skip
     group = parser.add_argument_group("data")
     data.add_arguments(group)
     group = parser.add_argument_group("model (default: the table at the top of this script)")
     group.add_argument("--width", type=errors.even, help="channels of the first cells")
+    group.add_argument("--max_macs", type=at_least(0), metavar="MACS", help="take the largest --width within, e.g. 600e6")
     group.add_argument("--layers", type=at_least(1, int), help="number of cells")
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group.add_argument("--auxiliary", type=at_least(0), metavar="WEIGHT", help="of the auxiliary head's loss; 0: no head")
@@ -71,7 +105,9 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("optimiser: SGD, momentum 0.9, cosine by epoch (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over the training set")
-    group.add_argument("--batch_size", type=at_least(2, int), help="images per step")
+    group.add_argument("--batch_size", type=at_least(2, int), help="images per step, of all ranks together")
+    group.add_argument("--accumulate", type=at_least(1, int), default=1, metavar="PARTS",
+                       help="take each batch in so many parts, to need less memory")  # fmt: skip
     group.add_argument("--lr", type=at_least(0), help="peak of the learning rate's cosine, which falls to 0")
     group.add_argument("--warmup_epochs", type=at_least(0, int), help="linear from a tenth of the learning rate")
     group.add_argument("--weight_decay", type=at_least(0), help="of all weights")
@@ -91,7 +127,12 @@ def main(args, load=data.load):
     device = utils.setup(args)
     genotype = genotypes.load_arch(args.arch)
     arch, space = genotypes.short_name(args.arch), genotypes.to_entry(genotype)["space"]
-    utils.fill_defaults(args, settings(args.recipe, args.dataset, args.task, space))
+    if args.width and args.max_macs:
+        raise InputError(f"--width {args.width}, --max_macs {args.max_macs:.4g}: give one of them")
+    defaults = settings(args.recipe, args.dataset, args.task, space)
+    defaults.pop("width" if args.max_macs else "max_macs" if args.width else None, None)
+    utils.fill_defaults(args, defaults)
+    utils.share_of_batch(args.batch_size, args.accumulate)
     utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
@@ -99,6 +140,8 @@ def main(args, load=data.load):
 
     # --- data
     train, test = load(args.dataset, args.data, args.size, args.limit, args.download)
+    if not test:  # ImageNet-22K has no evaluation images
+        train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)
     split = data.split_hash(train, test)
     steps = len(train) // args.batch_size
@@ -106,11 +149,11 @@ def main(args, load=data.load):
         raise InputError(f"--batch_size {args.batch_size}: the training set has {len(train)} images")
 
     # --- model
-    def build(auxiliary_classes=0):
-        return model_eval.build_network(
-            genotype, args.width, args.layers, args.stem, task.in_channels, task.head, auxiliary_classes
-        )
+    def build(auxiliary_classes=0, width=None):
+        return model_eval.build_network(genotype, width or args.width, args.layers, args.stem, task, auxiliary_classes)
 
+    if not args.width:
+        args.width = widest(lambda width: utils.count_macs(lambda: build(width=width), task), args.max_macs)
     macs = utils.count_macs(build, task)
     with torch.device("meta"):
         params = utils.count_params(build())  # without the auxiliary head, as in the paper
@@ -118,11 +161,15 @@ def main(args, load=data.load):
         model_eval.check_auxiliary(task, args.stem, args.layers)
     utils.seed_everything(args.seed)
     network = build(task.num_classes if args.auxiliary else 0).to(device, memory_format=torch.channels_last)
+    if args.sync_bn:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    utils.seed_everything(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
     optimizer = torch.optim.SGD(
         network.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
     )
+    autocast, scaler = utils.precision(device, args.amp)
 
     # --- resume
     identity = utils.identity_of(args, split=split, genotype=genotypes.to_text(genotype).replace("\n", " "))
@@ -131,61 +178,78 @@ def main(args, load=data.load):
         utils.check_identity(out / "result.json", result.get("identity", {}), identity)
         print(f"finished: {out / 'result.json'}")
         return result
-    epochs_done, seconds, history = 0, 0.0, []
+    epochs_done, steps_done, seconds, history, meter_state = 0, 0, 0.0, [], ()
     if args.resume and (out / "checkpoint.pt").exists():
         state = utils.load_checkpoint(out, identity)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        epochs_done, seconds, history = state["epoch"], state["seconds"], state["history"]
-        utils.restore_rng(state, device)
-        print(f"resumed after epoch {epochs_done}")
+        scaler.load_state_dict(state["scaler"])
+        epochs_done, steps_done, seconds, history, meter_state = (state[k] for k in PROGRESS)
+        utils.restore_rng(state, device, args)
+        print(f"resumed after epoch {epochs_done}" + (f" and {steps_done} steps" if steps_done else ""))
 
     # --- loop
     header = {"args": vars(args), **utils.environment(device), "split": split}
-    log = utils.Log(out, header, epochs_done)
+    log = utils.Log(out, header, epochs_done, steps_done)
     print(f"{arch}, {args.task} on {args.dataset}: {len(train)} images to train, {len(test)} to evaluate (split {split}); "
           f"{params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs; {out}")  # fmt: skip
     data.print_unreadable(train, test)
-    progress = utils.Progress(log, args, steps, epochs_done)
+    progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
+
+    def save(*how_far):
+        utils.average_statistics(network)
+        utils.save_checkpoint(out, {
+            "identity": identity, **dict(zip(PROGRESS, how_far)), "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        }, device)  # fmt: skip
+
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs, args.warmup_epochs)
         optimizer.param_groups[0]["lr"] = lr
         network.drop_path = args.drop_path * (epoch - 1) / args.epochs
         network.train()
-        meter = utils.Meter(task)
-        for step, batch in enumerate(data.batches(train, task, args.batch_size, device, seed=(args.seed, epoch)), start=1):
-            x, y = task.prepare(*batch, train=True)
-            x = pretext.cutout(x, args.cutout) if args.cutout else x
-            outputs = network(x)
-            logits, *logits_aux = outputs if args.auxiliary else (outputs,)
-            loss = total = task.loss(logits, y, args.label_smoothing)
-            for aux in logits_aux:
-                total = total + args.auxiliary * task.loss(aux, y, args.label_smoothing)
+        meter = utils.Meter(task, *meter_state)
+        parts = data.batches(train, task, args.batch_size // args.accumulate, device, None, (args.seed, epoch),
+                             steps_done * args.accumulate)  # fmt: skip
+        for step, batch in enumerate(zip(*[parts] * args.accumulate), start=steps_done + 1):
             optimizer.zero_grad()
-            total.backward()
+            for part in batch:
+                x, y = task.prepare(*part, train=True)
+                x = pretext.cutout(x, args.cutout) if args.cutout else x
+                with autocast:
+                    outputs = network(x)
+                    logits, *logits_aux = outputs if args.auxiliary else (outputs,)
+                    loss = total = task.loss(logits, y, args.label_smoothing)
+                    for aux in logits_aux:
+                        total = total + args.auxiliary * task.loss(aux, y, args.label_smoothing)
+                scaler.scale(total / args.accumulate).backward()
+                meter.update(loss, logits, y)
+            utils.average_gradients(network.parameters())
             if args.grad_clip:
+                scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(network.parameters(), args.grad_clip)
-            optimizer.step()
-            meter.update(loss, logits, y)
+            scaler.step(optimizer)
+            scaler.update()
             progress.step(epoch, step, lambda: utils.finite(meter.result(), epoch, step, args.task))
+            if utils.stop_requested():
+                save(epoch - 1, step, seconds + time.time() - start, history, meter.state())
+                utils.stop(out)
 
         if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
             some = data.choose(len(train), max(args.precise_bn, args.batch_size))
             some = data.batches(train, task, args.batch_size, device, some, (args.seed, epoch))
             update_bn((task.prepare(*batch, train=True)[0] for batch in some), network)
-        result = utils.evaluate(network, task, data.batches(test, task, args.batch_size, device))
+        result = utils.evaluate(network, task, data.batches(test, task, args.batch_size, device), autocast)
         result = utils.finite(result, epoch, steps, args.task)
         seconds += time.time() - start
         summary = {**{f"train_{name}": value for name, value in meter.result().items()}, **result}
         history.append({"epoch": epoch, "lr": lr, **summary})
         log.write(**history[-1], seconds=round(seconds, 1))
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
-        utils.save_checkpoint(out, {
-            "identity": identity, "epoch": epoch, "seconds": seconds, "history": history,
-            "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-        }, device)  # fmt: skip
+        steps_done, meter_state = 0, ()
+        save(epoch, steps_done, seconds, history, meter_state)
 
     # --- result
     scores = [line[task.metric] for line in history]

@@ -1,16 +1,20 @@
-"""What both training scripts share and no task or model needs to know: set-up, evaluation, logs, checkpoints, counts."""
+"""What both training scripts share and no task or model needs to know: set-up, ranks, evaluation, logs, checkpoints."""
 
 import json
 import math
 import os
 import platform
 import random
+import signal
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +31,8 @@ def add_run_arguments(group):
                        help="of initialisation, data order, augmentation and the halves of a search")  # fmt: skip
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
     group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")
+    group.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 with scaled losses, for older GPUs")
+    group.add_argument("--sync_bn", action="store_true", help="BN statistics over the images of all ranks (GPUs only)")
     group.add_argument("--resume", action="store_true", help="continue the run in --out; start it if there is none")
     group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="steps between two lines")
 
@@ -39,22 +45,42 @@ def fill_defaults(args, defaults):
 
 
 def setup(args):
-    """Seeds everything and returns the device."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("one process only; start it with python, not with torchrun")
+    """Joins the other ranks if torchrun started us, seeds everything and returns the device."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max_restarts: go on where the ranks stopped
+        args.resume = True
     try:
         device = torch.device(args.device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
+        if device.type == "cuda" and world > 1:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if args.sync_bn and device.type == "cpu":
+        raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(signal.SIGTERM, ask_to_stop)
     seed_everything(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     return device
+
+
+def share_of_batch(batch_size, parts=1):
+    """InputError if the ranks (and the parts of --accumulate) cannot divide a batch evenly."""
+    share, rest = divmod(batch_size, parts * world_size())
+    if rest or share < 2:  # BN over a single value is undefined
+        raise InputError(f"--batch_size {batch_size}: {parts * world_size()} equal parts of 2 or more images are needed, by "
+                         "the number of processes (and --accumulate)")  # fmt: skip
 
 
 def seed_everything(seed):
@@ -83,7 +109,7 @@ def environment(device):
             "torchvision": torchvision.__version__,
         },
         "git_commit": commit,
-        "world_size": 1,
+        "world_size": world_size(),
         "device": name,
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -96,6 +122,90 @@ def cosine_lr(base, epoch, epochs, warmup_epochs=0):
     if epoch < warmup_epochs:
         lr *= 0.1 + 0.9 * epoch / warmup_epochs
     return lr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranks: the processes that torchrun started, one for each GPU; one process without torchrun is the only rank
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(value) -> list:
+    """The values of all ranks, in their order, on all ranks."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
+def average(tensors):
+    """Averages each tensor over the ranks, in place and all in one message; None is left out. After a backward pass this
+    does the work of DistributedDataParallel, for weights and alphas alike and for any parameters left without gradients."""
+    tensors = [tensor for tensor in tensors if tensor is not None]
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, (flat / world_size()).split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))
+
+
+def average_gradients(parameters):
+    average([p.grad for p in parameters])
+
+
+def average_statistics(network):
+    """The running statistics of BN, which each rank has of its own images."""
+    average([buffer for buffer in network.buffers() if buffer.is_floating_point()])
+
+
+def check_equal(name, tensor):
+    """RuntimeError if the ranks hold different values of what they must agree on."""
+    first, *others = gather(tensor.detach().cpu())
+    for k, other in enumerate(others, start=1):
+        if not torch.equal(first, other):
+            raise RuntimeError(f"{name} of rank 0 and rank {k} differ by up to {(first - other).abs().max():.3g}")
+
+
+STOPPED = 75  # the exit code EX_TEMPFAIL: start it again
+stop_asked = False
+
+
+def ask_to_stop(signum, frame):
+    global stop_asked
+    stop_asked = True
+    signal.signal(signum, signal.SIG_DFL)  # a second one ends it at once
+
+
+def stop_requested():
+    """Whether SIGTERM (a cluster takes the machine back) reached any rank; all ranks get the same answer."""
+    flag = torch.tensor(stop_asked, dtype=torch.int32)
+    if dist.is_initialized():
+        dist.all_reduce(flag, dist.ReduceOp.MAX)  # on the CPU: a GPU need not wait for it
+    return bool(flag)
+
+
+def stop(out):
+    print(f"stopped by SIGTERM; the same command with --resume goes on from {out / 'checkpoint.pt'}", file=sys.stderr)
+    sys.exit(STOPPED)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Precision
+
+
+def precision(device, amp):
+    """(autocast context, gradient scaler) of --amp; without it they do nothing."""
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    return torch.autocast(device.type, dtype, enabled=amp is not None), scaler
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,30 +232,40 @@ def count_macs(build, task):
 
 
 class Meter:
-    """Sums loss and scores on the device; the host waits for them only in `result`."""
+    """Sums loss and scores on the device; the host waits for them only in `result`, where the ranks' sums are added."""
 
-    def __init__(self, task):
-        self.task, self.loss, self.scores = task, 0.0, 0
+    def __init__(self, task, *before):
+        """`before`: the `state` of a meter to go on from."""
+        self.task, self.loss, self.scores, self.before = task, 0.0, 0, before or (0.0, 0)
 
     def update(self, loss, logits, targets):
         scores = self.task.score(logits.detach(), targets)
         self.loss = self.loss + loss.detach().double() * scores[-1]
         self.scores = self.scores + scores
 
+    def state(self):
+        """(loss, scores) so far, of all ranks."""
+        mine = [value.cpu() if isinstance(value, torch.Tensor) else value for value in (self.loss, self.scores)]
+        return [sum(values) for values in zip(self.before, *gather(mine))]
+
     def result(self):
         """{"loss": mean, and what the task measures}"""
-        return {"loss": (self.loss / self.scores[-1]).item(), **self.task.metrics(self.scores)}
+        loss, scores = self.state()
+        return {"loss": (loss / scores[-1]).item(), **self.task.metrics(scores)}
 
 
 @torch.inference_mode()
-def evaluate(network, task, batches, *alphas) -> dict:
+def evaluate(network, task, batches, autocast, *alphas) -> dict:
     """Loss and metrics of a network (or of a supernet at its alphas) in evaluation mode, each image once."""
+    average_statistics(network)
     network.eval()
     meter = Meter(task)
     for images, labels, index in batches:
         x, y = task.prepare(images, labels, index, train=False)
-        logits = network(x, *alphas)
-        meter.update(task.loss(logits, y), logits, y)
+        with autocast:
+            logits = network(x, *alphas)
+            loss = task.loss(logits, y)
+        meter.update(loss, logits, y)
     return meter.result()
 
 
@@ -161,6 +281,8 @@ def finite(result, epoch, step, task):
 
 
 def replace_file(path, write):
+    if rank():
+        return
     partial = Path(f"{path}.{os.getpid()}.tmp")  # several processes may write one file
     with open(partial, "wb") as file:
         write(file)
@@ -174,10 +296,11 @@ def write_json(path, value):
 
 
 def save_checkpoint(out, state, device):
-    """`state`: state dicts and plain values. The random states of torch are added; nothing in training uses another."""
+    """`state`: state dicts and plain values. The random states of torch of all ranks are added; augmentation uses them."""
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(device)
+    rng = gather(rng)
     replace_file(out / "checkpoint.pt", lambda file: torch.save({**state, "rng": rng}, file))
 
 
@@ -202,10 +325,18 @@ def check_identity(path, found, identity):
                              "resume with the same settings or choose another --out")  # fmt: skip
 
 
-def restore_rng(state, device):
-    torch.set_rng_state(state["rng"]["cpu"])
-    if device.type == "cuda" and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
+def restore_rng(state, device, args):
+    if len(state["rng"]) != world_size():
+        text = f"the checkpoint in {args.out} is of {len(state['rng'])} processes, this run has {world_size()}"
+        if args.deterministic:
+            raise InputError(f"{text}; --deterministic needs the same number")
+        print(f"warning: {text}; it goes on, but not exactly as it would have")
+        seed_everything(args.seed + rank() + 1000 * (1 + state["epoch"]))
+        return
+    rng = state["rng"][rank()]
+    torch.set_rng_state(rng["cpu"])
+    if device.type == "cuda" and "cuda" in rng:
+        torch.cuda.set_rng_state(rng["cuda"], device)
 
 
 def open_run(args, default_name):
@@ -213,10 +344,11 @@ def open_run(args, default_name):
     out = Path(args.out or f"runs/{default_name}")
     if not args.resume and ((out / "checkpoint.pt").exists() or (out / "log.jsonl").exists()):
         raise InputError(f"{out} holds a run: --resume goes on with it, --out names another place")
+    gather(None)  # all ranks have looked before rank 0 writes
     return out
 
 
-WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "deterministic"}
+WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic"}
 
 
 def identity_of(args, **more):
@@ -227,26 +359,29 @@ def identity_of(args, **more):
 class Log:
     """log.jsonl: a header, a line for each print and each epoch. Lines that a resumed run repeats are taken out first."""
 
-    def __init__(self, out, header, epochs_done):
+    def __init__(self, out, header, epochs_done, steps_done):
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
         self.path = out / "log.jsonl"
         lines = [header]
-        if epochs_done:
+        if epochs_done or steps_done:
             lines = []
             for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
                 try:
                     line = json.loads(text)
                 except ValueError:  # the run was killed while it wrote this
                     continue
-                if line.get("epoch", 0) <= epochs_done:
+                epoch = line.get("epoch", 0)
+                if epoch <= epochs_done or (epoch == epochs_done + 1 and line.get("step", math.inf) <= steps_done):
                     lines.append(line)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_file(self.path, lambda file: file.write(text.encode()))
 
     def write(self, **values):
+        if rank():
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
 
@@ -254,9 +389,9 @@ class Log:
 class Progress:
     """A line every --print_every steps: where the run is, how fast, how much time is left. Epochs and steps count from 1."""
 
-    def __init__(self, log, args, steps, epochs_done):
+    def __init__(self, log, args, steps, steps_done):
         self.log, self.every, self.epochs, self.batch_size = log, args.print_every, args.epochs, args.batch_size
-        self.steps, self.start, self.start_step = steps, time.time(), epochs_done * steps
+        self.steps, self.start, self.start_step = steps, time.time(), steps_done
 
     def step(self, epoch, step, values):
         """`values()` gives the numbers to print, a dict; it is called only when it is time."""
@@ -272,7 +407,7 @@ class Progress:
 
 
 def numbers(values):
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not isinstance(value, list))
 
 
 def clock(seconds):

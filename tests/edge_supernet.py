@@ -48,18 +48,18 @@ class EdgeCell(nn.Module):
 
 
 class EdgeSupernet(nn.Module):
-    def __init__(self, C, layers, stem, in_channels, make_head):
+    def __init__(self, C, layers, stem, task):
         super().__init__()
-        self.stem = STEMS[stem](in_channels, C)
+        self.stem = STEMS[stem](task.in_channels, C)
         C_prev_prev = C_prev = self.stem.C_out
         reduction_prev = self.stem.reduces
         self.cells = nn.ModuleList()
         for i in range(layers):
-            reduction = i in reduction_cells(layers)
+            reduction = i in reduction_cells(layers, task.reductions)
             C = 2 * C if reduction else C
             self.cells.append(EdgeCell(C_prev_prev, C_prev, C, reduction, reduction_prev))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
-        self.head = make_head(C_prev)
+        self.head = task.head(C_prev)
 
     def forward(self, x, alphas):
         normal, reduction = F.softmax(alphas, dim=-1)

@@ -1,5 +1,7 @@
 """The supernet against its edge-by-edge form; fixed networks; what acts on them in training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn as nn
@@ -13,16 +15,14 @@ from model_search import Supernet, derive, edge_index, health, init_alphas
 from ops import OPS, drop_path, factorized_reduce
 from pretext import PooledHead
 
-
-def head(C):
-    return PooledHead(C, 10)
+TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C, 10))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)])
 def test_supernet_equals_edge_by_edge(stem, size, layout):
-    supernet = Supernet(4, 3, stem, 3, head).double().to(memory_format=layout)
-    oracle = EdgeSupernet(4, 3, stem, 3, head).double()
+    supernet = Supernet(4, 3, stem, TASK).double().to(memory_format=layout)
+    oracle = EdgeSupernet(4, 3, stem, TASK).double()
     copy_weights(supernet, oracle)
     alphas = torch.randn(2, 14, 8).double().requires_grad_()
     alphas_oracle = alphas.detach().clone().requires_grad_()
@@ -42,7 +42,7 @@ def test_supernet_equals_edge_by_edge(stem, size, layout):
 
 
 def test_each_step_computes_its_own_gradients():
-    supernet, alphas = Supernet(4, 2, "cifar", 3, head), init_alphas("cpu")
+    supernet, alphas = Supernet(4, 2, "cifar", TASK), init_alphas("cpu")
     x = torch.randn(4, 3, 8, 8)
     supernet(x, alphas.detach()).sum().backward()
     assert alphas.grad is None and all(p.grad is not None for p in supernet.parameters())
@@ -74,7 +74,7 @@ def test_derive():
 
 @pytest.mark.parametrize("name", list(CELLS))
 def test_named_cells_train(name):
-    network = Network(load_arch(name), 4, 3, "cifar", 3, head)
+    network = Network(load_arch(name), 4, 3, "cifar", TASK)
     network(torch.randn(2, 3, 15, 16)).sum().backward()
     assert all(p.grad is not None for n, p in network.named_parameters())
 
@@ -82,7 +82,7 @@ def test_named_cells_train(name):
 def test_sampled_cell_with_none_and_duplicates():
     pairs = [("none", 0), ("none", 1), ("sep_conv_3x3", 1), ("sep_conv_3x3", 1), ("skip_connect", 2), ("none", 0),
              ("max_pool_3x3", 4), ("dil_conv_3x3", 3)]  # fmt: skip
-    network = Network(Genotype(pairs, [2, 3, 4, 5], pairs, [2, 3, 4, 5]), 4, 3, "imagenet", 3, head)
+    network = Network(Genotype(pairs, [2, 3, 4, 5], pairs, [2, 3, 4, 5]), 4, 3, "imagenet", TASK)
     logits = network(torch.randn(2, 3, 65, 65))
     logits.sum().backward()
     assert logits.isfinite().all()
@@ -122,7 +122,7 @@ def test_drop_path():
     assert (y[:, 0] == y[:, 1]).all()  # a whole sample at a time
     assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.015) and y.mean().item() == pytest.approx(1, abs=0.03)
     skips = [("skip_connect", 0), ("skip_connect", 1)] * 4
-    network = Network(Genotype(skips, [2, 3, 4, 5], skips, [2, 3, 4, 5]), 4, 3, "cifar", 3, head)
+    network = Network(Genotype(skips, [2, 3, 4, 5], skips, [2, 3, 4, 5]), 4, 3, "cifar", TASK)
     x = torch.randn(8, 3, 16, 16)
     for drops in (0.0, 0.99):  # the paths of cell 0 are identities, which are kept
         network.drop_path = drops
@@ -130,7 +130,7 @@ def test_drop_path():
         out = network.cells[0](s0, s1, drops)
         assert (out.flatten(1).abs().sum(1) > 0).all()
     convs = [("dil_conv_3x3", 0), ("dil_conv_3x3", 1)] * 4
-    network = Network(Genotype(convs, [2, 3, 4, 5], convs, [2, 3, 4, 5]), 4, 3, "cifar", 3, head)
+    network = Network(Genotype(convs, [2, 3, 4, 5], convs, [2, 3, 4, 5]), 4, 3, "cifar", TASK)
     network.drop_path = 0.5
     assert not torch.equal(network(x), network(x))
     network.eval()
@@ -138,7 +138,7 @@ def test_drop_path():
 
 
 def test_auxiliary_head_only_in_training():
-    network = Network(load_arch("darts_v2"), 4, 6, "cifar", 3, head, auxiliary_classes=10)
+    network = Network(load_arch("darts_v2"), 4, 6, "cifar", TASK, auxiliary_classes=10)
     x = torch.randn(2, 3, 32, 32)
     logits, logits_aux = network(x)
     assert logits.shape == logits_aux.shape == (2, 10)

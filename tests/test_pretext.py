@@ -16,7 +16,10 @@ TASKS = list(pretext.TASKS)
 
 
 def make_set(images, labels=None, classes=10):
-    return data.ImageSet(images, labels, [str(c) for c in range(classes)])
+    masks = images[..., 0] % 5  # five classes, of any shape
+    data_set = data.ImageSet(images, labels, [str(c) for c in range(classes)], masks)
+    data_set.mask_classes = list("abcde")
+    return data_set
 
 
 def random_set(n=6, size=32):
@@ -28,8 +31,8 @@ def make_task(name, images, stem="cifar", layers=2):
     return pretext.make_task(name, images, images.images.shape[1], stem, layers, "cpu")
 
 
-def batch_of(images):
-    return next(data.batches(images, pretext.TASKS["cls" if images.labels is not None else "rot"], len(images), "cpu"))
+def batch_of(images, name="rot"):
+    return next(data.batches(images, pretext.TASKS[name], len(images), "cpu"))
 
 
 def normalized(image, images):
@@ -40,7 +43,7 @@ def normalized(image, images):
 
 def test_classification_and_rotation():
     images = random_set()
-    x, y = make_task("cls", images).prepare(*batch_of(images), train=False)
+    x, y = make_task("cls", images).prepare(*batch_of(images, "cls"), train=False)
     assert torch.equal(y, images.labels) and x.is_contiguous(memory_format=torch.channels_last)
     for k in range(len(images)):
         np.testing.assert_allclose(x[k].numpy(), normalized(images.images[k], images), atol=1e-5)
@@ -57,7 +60,7 @@ def test_classification_and_rotation():
 def test_crop_reaches_every_offset_and_pads_with_the_mean():
     images = make_set(torch.arange(1, 65).view(1, 8, 8, 1).expand(600, 8, 8, 3).to(torch.uint8), torch.zeros(600).long())
     task = make_task("cls", images)
-    x, _ = task.prepare(*batch_of(images), train=True)
+    x, _ = task.prepare(*batch_of(images, "cls"), train=True)
     padded = np.pad(normalized(images.images[0], images), ((0, 0), (1, 1), (1, 1)))  # zeros, after normalising
     seen = set()
     for sample in x.numpy():
@@ -173,14 +176,14 @@ def test_cutout():
 def test_evaluation_depends_on_nothing_but_the_image(name):
     images = random_set(5)
     task = make_task(name, images)
-    whole_x, whole_y = task.prepare(*batch_of(images), train=False)
+    whole_x, whole_y = task.prepare(*batch_of(images, name), train=False)
     parts = [task.prepare(*batch, train=False) for batch in data.batches(images, task, 2, "cpu")]
     torch.testing.assert_close(torch.cat([x for x, _ in parts]), whole_x)
     assert torch.equal(torch.cat([y for _, y in parts]), whole_y)
 
 
 def small_network(task):
-    return Network(load_arch("darts_v2"), 8, 2, "cifar", task.in_channels, task.head)
+    return Network(load_arch("darts_v2"), 8, 2, "cifar", task)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -189,7 +192,7 @@ def test_constant_images_stay_finite(name, color):
     images = make_set(torch.full((2, 32, 32, 3), color, dtype=torch.uint8), torch.tensor([0, 1]))
     task = make_task(name, images)
     network = small_network(task)
-    x, y = task.prepare(*batch_of(images), train=True)
+    x, y = task.prepare(*batch_of(images, name), train=True)
     loss = task.loss(network(x), y)
     loss.backward()
     assert x.isfinite().all() and loss.isfinite()
@@ -207,7 +210,7 @@ def test_overfits_eight_images(name):
         images.labels = torch.arange(8)
     task = make_task(name, images)
     network = small_network(task)
-    x, y = task.prepare(*batch_of(images), train=False)
+    x, y = task.prepare(*batch_of(images, name), train=False)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     for _ in range(200):
         logits = network(x)
@@ -218,8 +221,9 @@ def test_overfits_eight_images(name):
         if loss < 0.02:
             break
     assert loss < 0.02
-    correct, count = task.score(logits, y).tolist()
-    assert task.metrics(torch.tensor([correct, count]))["top1"] == 100 and count == y.numel()
+    scores = task.score(logits, y)
+    assert task.metrics(scores)[task.metric] >= (90 if name == "seg" else 100)  # of thin parts, few pixels are much
+    assert scores[-1] == (y != 255).sum()
 
 
 def test_refusals():

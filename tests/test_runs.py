@@ -79,11 +79,12 @@ def test_search_and_train_the_found_cell(tmp_path, capsys, task):
     assert json.loads((tmp_path / "s" / "genotype.json").read_text())["meta"]["task"] == task
     lines = read_log(tmp_path / "s")
     assert lines[0]["versions"]["torch"] == torch.__version__ and re.fullmatch("[0-9a-f]{12}", lines[0]["split"])
-    assert {"w_loss", "w_top1", "alpha_loss", "entropy", "skips", "convs"} <= lines[-1].keys()
+    metric = pretext.TASKS[task].metric
+    assert {"w_loss", f"w_{metric}", "alpha_loss", "entropy", "skips", "convs"} <= lines[-1].keys()
     result = run_train("--arch", tmp_path / "s" / "genotype.json", "--task", task, "--epochs", 1, "--out", tmp_path / "t")
     saved = json.loads((tmp_path / "t" / "result.json").read_text())
     assert saved == json.loads(json.dumps(result))
-    assert saved["arch"] == "s" and saved["task"] == task and saved["metric"] == "top1" and saved["higher_is_better"]
+    assert saved["arch"] == "s" and saved["task"] == task and saved["metric"] == metric and saved["higher_is_better"]
     assert 0 <= saved["final"] <= 100 and saved["params"] > 0 and saved["macs"] > 0
     assert not list(tmp_path.rglob("*.tmp"))
 

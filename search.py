@@ -220,6 +220,7 @@ def main(args):
     write_genotype(genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
     print("supernet on the evaluation images: " + utils.numbers(result))
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")
+    utils.finish()
     return genotype
 
 

@@ -262,6 +262,7 @@ def main(args, load=data.load):
     }  # fmt: skip
     utils.write_json(out / "result.json", result)
     print(f"{task.metric}: best {best:.2f}, last {scores[-1]:.2f}, {utils.clock(seconds)}; {out / 'result.json'}")
+    utils.finish()
     return result
 
 

@@ -174,6 +174,13 @@ def check_equal(name, tensor):
             raise RuntimeError(f"{name} of rank 0 and rank {k} differ by up to {(first - other).abs().max():.3g}")
 
 
+def finish():
+    """At the end of a run that went well."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 STOPPED = 75  # the exit code EX_TEMPFAIL: start it again
 stop_asked = False
 

@@ -1,0 +1,121 @@
+"""What test_distributed.py runs in several processes: `torchrun tests/ranks.py OUT`. Rank 0 writes what it found to OUT."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+import data
+import model_eval
+import pretext
+import search
+import train
+import utils
+from genotypes import load_arch
+
+SMALL = ["--width", "4", "--layers", "2", "--device", "cpu", "--epochs", "1"]
+
+
+def evaluations():
+    """Metrics of one network of each task on 47 images, which no number of processes divides evenly."""
+    found = {}
+    for name in pretext.TASKS:
+        _, test = data.load("shapes", limit=47)
+        task = pretext.make_task(name, test, 32, "cifar", 2, "cpu")
+        utils.seed_everything(0)
+        network = model_eval.Network(load_arch("darts_v2"), 4, 2, "cifar", task)
+        batches = data.batches(test, task, 12, "cpu")
+        found[name] = utils.evaluate(network, task, batches, utils.precision(torch.device("cpu"), None)[0])
+    return found
+
+
+def exact_search(out, reduce_alphas=True, check=True):
+    """An epoch of a search in which one process and several compute the same: float64, BN with fixed statistics, no
+    augmentation. Returns its losses, alpha gradients and genotype."""
+    torch.set_default_dtype(torch.float64)
+    gradients = []
+    plain = {
+        "train": nn.BatchNorm2d.train,
+        "prepare": pretext.Rotation.prepare,
+        "step": torch.optim.Adam.step,
+        "average": utils.average_gradients,
+        "check": utils.check_equal,
+    }
+
+    def step(self, *args, **kwargs):
+        gradients.append(self.param_groups[0]["params"][0].grad.flatten().tolist())
+        return plain["step"](self, *args, **kwargs)
+
+    def average_gradients(parameters):
+        if reduce_alphas or not isinstance(parameters, list):
+            plain["average"](parameters)
+
+    nn.BatchNorm2d.train = lambda self, mode=True: plain["train"](self, False)
+    pretext.Rotation.prepare = lambda self, *batch, train: plain["prepare"](self, *batch, train=False)
+    torch.optim.Adam.step, utils.average_gradients = step, average_gradients
+    if not check:
+        utils.check_equal = lambda name, tensor: None
+    try:
+        argv = [*SMALL, "--task", "rot", "--limit", "200", "--batch_size", "32", "--print_every", "1", "--out", str(out)]
+        genotype = search.main(search.parse_args(argv))
+    finally:
+        nn.BatchNorm2d.train, pretext.Rotation.prepare = plain["train"], plain["prepare"]
+        torch.optim.Adam.step, utils.average_gradients = plain["step"], plain["average"]
+        utils.check_equal = plain["check"]
+        torch.set_default_dtype(torch.float32)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {"losses": [line["loss"] for line in lines if "step" in line], "gradients": gradients, "genotype": genotype}
+
+
+def whole_runs(out):
+    """A search and a training of each task."""
+    for task in pretext.TASKS:
+        argv = [*SMALL, "--task", task, "--limit", "41", "--batch_size", "10"]
+        search.main(search.parse_args([*argv, "--out", str(out / f"search_{task}")]))
+        train.main(train.parse_args([*argv, "--arch", "darts_v2", "--out", str(out / f"train_{task}")]))
+
+
+def stopped_run(out):
+    """SIGTERM reaches one rank alone in the second step; all stop after it. Then the same run undisturbed and resumed."""
+    argv = [*SMALL, "--arch", "darts_v2", "--limit", "60", "--batch_size", "12", "--epochs", "2"]
+    train.main(train.parse_args([*argv, "--out", str(out / "whole")]))
+    plain, calls = utils.stop_requested, []
+
+    def stop_requested():
+        calls.append(1)
+        utils.stop_asked = len(calls) == 7 and utils.rank() == utils.world_size() - 1  # in the second epoch
+        return plain()
+
+    utils.stop_requested = stop_requested
+    code = None
+    try:
+        train.main(train.parse_args([*argv, "--out", str(out / "stopped")]))
+    except SystemExit as exit_:
+        code = exit_.code
+    utils.stop_requested, utils.stop_asked = plain, False
+    train.main(train.parse_args([*argv, "--out", str(out / "stopped"), "--resume"]))
+    return {"code": code, "calls": len(calls)}
+
+
+def main(out):
+    out = Path(out)
+    args = train.parse_args(["--arch", "darts_v2", "--device", "cpu"])
+    utils.setup(args)
+    utils.finish = lambda: None  # one process group for all of this
+    found = {"world": utils.world_size(), "evaluations": evaluations()}
+    if utils.world_size() == 2:
+        found["exact"] = exact_search(out / "exact")
+        found["without"] = exact_search(out / "without", reduce_alphas=False, check=False)
+        try:
+            exact_search(out / "unequal", reduce_alphas=False)
+        except RuntimeError as error:
+            found["unequal"] = str(error)
+        whole_runs(out)
+        found["stopped"] = stopped_run(out)
+    utils.write_json(out / "found.json", found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,150 @@
+"""Several processes give what one gives; they stop, go on and restart together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+import genotypes
+import pretext
+import train
+import utils
+from errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def torchrun(processes, *argv, **kwargs):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen([*command, *map(str, argv)], env=env, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def finished(process, code=0):
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return err
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Of 2 and 3 processes."""
+    folders = {n: tmp_path_factory.mktemp(f"ranks{n}") for n in (2, 3)}
+    for n, out in folders.items():
+        finished(torchrun(n, "tests/ranks.py", out, cwd=ROOT))
+    return {n: json.loads((out / "found.json").read_text()) | {"out": out} for n, out in folders.items()}
+
+
+def test_evaluation_counts_each_image_once(found):
+    one = ranks.evaluations()
+    for n in (2, 3):
+        assert found[n]["world"] == n
+        for task, result in one.items():
+            loss = result.pop("loss")
+            assert found[n]["evaluations"][task].pop("loss") == pytest.approx(loss, rel=1e-5)
+            assert found[n]["evaluations"][task] == result, (n, task)
+            result["loss"] = loss
+
+
+def test_two_processes_search_as_one(found, tmp_path):
+    one, two, without = ranks.exact_search(tmp_path / "one"), found[2]["exact"], found[2]["without"]
+    assert len(one["losses"]) == 3 and len(one["gradients"]) == 3  # 100 images of each half in batches of 32
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-9)
+    assert genotypes.Genotype(*two["genotype"]) == genotypes.Genotype(*json.loads(json.dumps(one["genotype"])))
+    gradients, reduced, alone = (torch.tensor(run["gradients"]) for run in (one, two, without))
+    assert gradients.abs().max() > 1e-5
+    torch.testing.assert_close(reduced, gradients, rtol=1e-5, atol=1e-12)
+    with pytest.raises(AssertionError):  # what the official code does
+        torch.testing.assert_close(alone, gradients, rtol=1e-5, atol=1e-12)
+    assert "alphas of rank 0 and rank 1 differ" in found[2]["unequal"]
+
+
+def test_all_tasks_on_two_processes(found):
+    for task in pretext.TASKS:
+        out = found[2]["out"]
+        assert genotypes.load_arch(str(out / f"search_{task}" / "genotype.json"))
+        result = json.loads((out / f"train_{task}" / "result.json").read_text())
+        assert result["world_size"] == 2 and 0 <= result["final"] <= 100
+        checkpoint = torch.load(out / f"train_{task}" / "checkpoint.pt", weights_only=True)
+        first, second = (rng["cpu"] for rng in checkpoint["rng"])
+        assert not torch.equal(first, second)  # different augmentation
+        assert not any(key.startswith("module.") for key in checkpoint["network"])
+
+
+def weights(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["network"]
+
+
+def assert_same_weights(a, b):
+    for key, value in weights(a).items():
+        torch.testing.assert_close(weights(b)[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_sigterm_to_one_rank_stops_all(found):
+    out = found[2]["out"]
+    assert found[2]["stopped"] == {"code": utils.STOPPED, "calls": 7}
+    whole, stopped = (json.loads((out / name / "result.json").read_text()) for name in ("whole", "stopped"))
+    assert stopped["final"] == whole["final"] and len(whole["epochs"]) == 2
+    assert_same_weights(out / "whole", out / "stopped")
+
+
+def test_another_number_of_processes(found, tmp_path, capsys):
+    import shutil
+
+    out = found[2]["out"]
+    shutil.copytree(out / "stopped", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    argv = [*ranks.SMALL, "--arch", "darts_v2", "--limit", "60", "--batch_size", "12", "--epochs", "2", "--resume"]
+    argv += ["--out", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="2 processes, this run has 1"):
+        train.main(train.parse_args([*argv, "--deterministic"]))
+    torch.use_deterministic_algorithms(False)
+    train.main(train.parse_args(argv))
+    assert "not exactly" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_rank(tmp_path):
+    """torchrun starts the ranks again; they go on after the last whole epoch and end with the undisturbed result."""
+    argv = ["train.py", *ranks.SMALL, "--arch", "darts_v2", "--limit", "200", "--batch_size", "10", "--epochs", "6"]
+    finished(torchrun(2, *argv, "--out", tmp_path / "whole", cwd=ROOT))
+    out = tmp_path / "killed"
+    process = torchrun(2, "--max_restarts=1", *argv, "--out", out, cwd=ROOT)
+    deadline = time.time() + 120
+    while not (out / "checkpoint.pt").exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.02)
+    victim = next(
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if f"--out\0{out}\0" in read(f"/proc/{pid}/cmdline")
+        and "\nRANK=1\n" in read(f"/proc/{pid}/environ").replace("\0", "\n")
+    )
+    os.kill(victim, signal.SIGKILL)
+    finished(process)
+    whole, killed = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "whole", out))
+    assert killed["epochs"] == whole["epochs"] and killed["args"]["resume"] and not whole["args"]["resume"]
+    for key, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(out)[key]), key
+
+
+def read(path):
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:  # the process is gone, or not ours
+        return ""
+
+
+@pytest.mark.slow
+def test_errors_of_torchrun_runs(tmp_path):
+    argv = ["search.py", *ranks.SMALL, "--limit", "40", "--out", tmp_path / "s"]
+    err = finished(torchrun(2, *argv, "--batch_size", "9", cwd=ROOT), code=1)
+    assert "--batch_size 9" in err and 'Traceback (most recent call last):\n  File "search.py' not in err
+    assert not (tmp_path / "s").exists()

@@ -62,7 +62,7 @@ def setup(args):
     if args.sync_bn and device.type == "cpu":
         raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         if rank():
             sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
     if threading.current_thread() is threading.main_thread():  # the only one that may
@@ -73,6 +73,17 @@ def setup(args):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     return device
+
+
+def join_ranks(backend):
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend)
+        return
+    # On one machine, where all ranks count the same restarts: torchrun keeps its store when it starts the ranks
+    # again, with the addresses of the dead ones in it (github.com/pytorch/pytorch/issues/135712).
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def share_of_batch(batch_size, parts=1):

@@ -226,7 +226,68 @@ def test_overfits_eight_images(name):
     assert scores[-1] == (y != 255).sum()
 
 
+def test_segmentation_flips_image_and_mask_together():
+    images = random_set(40)
+    images.masks = (images.images[..., 1] // 52).clone()  # a mask painted into the image
+    task = make_task("seg", images)
+    x, y = task.prepare(*batch_of(images, "seg"), train=True)
+    green = (x[:, 1] * task.std[1] + task.mean[1]) * 255
+    assert torch.equal(green.round().long() // 52, y)
+    flipped = (y != images.masks).flatten(1).any(1)
+    assert 5 < flipped.sum() < 35
+    x, y = task.prepare(*batch_of(images, "seg"), train=False)
+    assert x.shape == (40, 3, 33, 33) and (y[:, -1] == 255).all() and (y[:, :, -1] == 255).all()
+    assert torch.equal(y[:, :-1, :-1], images.masks.long())
+
+
+def test_miou_against_a_direct_computation():
+    images = random_set(2)
+    task = make_task("seg", images)  # of five classes
+    target = torch.randint(0, 4, (2, 16, 16))  # the last occurs nowhere as truth
+    target[0, :4] = 255
+    logits = torch.randn(2, 5, 16, 16)
+    logits[:, 4] = -9  # nor as prediction
+    task.num_classes = 5
+    scores = task.score(logits[:1], target[:1]) + task.score(logits[1:], target[1:])
+    prediction, valid = logits.argmax(1), target != 255
+    expected = []
+    for c in range(4):
+        a, b = (prediction == c) & valid, target == c
+        expected.append(100 * (a & b).sum().item() / (a | b).sum().item())
+    result = task.metrics(scores)
+    assert result["iou"][:4] == pytest.approx(expected) and result["iou"][4] is None
+    assert result["miou"] == pytest.approx(sum(expected) / 4) and scores[-1] == valid.sum()
+    nothing = torch.full((1, 4, 4), 255)
+    assert task.loss(torch.randn(1, 5, 4, 4), nothing) == 0
+
+
+@pytest.mark.slow
+def test_counts_of_many_pixels_are_exact():
+    """2^25 pixels of one class: beyond 2^24, sums of ones in float32 stand still."""
+    task = make_task("seg", random_set(2))
+    logits = torch.zeros(1, 2, 1, 1)
+    logits[:, 1] = 1
+    target = torch.ones(1, 1, 1, dtype=torch.long).expand(1, 4096, 8192)
+    task.num_classes = 2
+    scores = task.score(logits.expand(1, 2, 4096, 8192), target)
+    assert scores.tolist() == [0, 0, 0, 2**25, 2**25]
+
+
+def test_color_jitter():
+    x = torch.full((2000, 1, 2, 3), 0.5)
+    moved = pretext.color_jitter(x, 0.1) - x
+    assert torch.equal(moved[:, :, 0], moved[:, :, 1])  # one colour an image
+    components = torch.tensor(pretext.COLOR_COMPONENTS)
+    amounts = moved[:, 0, 0] @ components
+    torch.testing.assert_close(components.T @ components, torch.eye(3), rtol=0, atol=2e-3)
+    torch.testing.assert_close(amounts.std(0), 0.1 * torch.tensor(pretext.COLOR_STD), rtol=0.05, atol=1e-5)
+
+
 def test_refusals():
+    with pytest.raises(InputError, match="needs masks"):
+        images = make_set(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
+        images.masks = None
+        make_task("seg", images)
     with pytest.raises(InputError, match="needs labels"):
         make_task("cls", make_set(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)))
     with pytest.raises(InputError, match="--size 3"):

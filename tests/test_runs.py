@@ -239,6 +239,38 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
         assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
+    """The signal arrives in the third step of the second epoch; the run ends after it, and goes on at the fourth."""
+    run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120]  # at least 6 steps an epoch
+    run(*argv, "--out", tmp_path / "whole")
+    plain, calls = utils.stop_requested, []
+
+    def stop_requested():
+        calls.append(1)
+        if len(calls) == steps + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain()
+
+    steps = max(line.get("step", 0) for line in read_log(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.setattr(utils, "stop_requested", stop_requested)
+        run(*argv, "--out", tmp_path / "stopped")
+    assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + 3 and steps >= 6
+    assert "--resume goes on" in capsys.readouterr().err
+    utils.stop_asked = False
+    run(*argv, "--out", tmp_path / "stopped", "--resume")
+    assert "resumed after epoch 1 and 3 steps" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_restart_by_torchrun_resumes(tmp_path, monkeypatch, capsys):
+    run_train("--epochs", 1, "--out", tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run_train("--epochs", 1, "--out", tmp_path)
+    assert "finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_checkpoint_is_only_for_its_own_run(tmp_path, finished):
     run_train("--epochs", 1, "--out", tmp_path)
@@ -278,6 +310,66 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         with pytest.raises(errors.InputError, match=r"loss is (nan|inf) by epoch 1, step \d, task cls"):
             run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--batch_size", batch, "--out", tmp_path / str(batch))
         assert not (tmp_path / str(batch) / "checkpoint.pt").exists()
+
+
+def test_accumulated_parts_are_the_batch(tmp_path, monkeypatch):
+    """Without augmentation and with BN of fixed statistics, whose mean over parts is that of the batch."""
+    prepare = pretext.Classification.prepare
+    monkeypatch.setattr(pretext.Classification, "prepare", lambda self, *batch, train: prepare(self, *batch, train=False))
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
+    for parts in (1, 5):
+        run_train("--epochs", 2, "--accumulate", parts, "--out", tmp_path / str(parts))
+    states = [torch.load(tmp_path / d / "checkpoint.pt", weights_only=True)["network"] for d in ("1", "5")]
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(errors.InputError, match="--batch_size 10"):
+        run_train("--epochs", 1, "--accumulate", 6, "--out", tmp_path / "6")
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision(tmp_path, amp):
+    """The first step's loss; then fp16 leaves out a step or two, until its scale fits."""
+    first = {}
+    for name, run in (("train", run_train), ("search", run_search)):
+        for precision in ([], ["--amp", amp]):
+            out = tmp_path / f"{name}{len(precision)}"
+            run("--task", "rot", "--epochs", 1, "--print_every", 1, *precision, "--out", out)
+            first[name, len(precision)] = read_log(out)[1]["loss"]
+            scaler = torch.load(out / "checkpoint.pt", weights_only=True)["scaler"]
+            assert ("scale" in scaler) == ("fp16" in precision)
+        assert first[name, 0] != first[name, 2] and first[name, 2] == pytest.approx(first[name, 0], rel=0.01)
+
+
+def test_width_within_a_budget(tmp_path):
+    result = run_train("--width", 12, "--epochs", 1, "--out", tmp_path / "12")
+    narrow = [arg for arg in TRAIN if arg not in ("--width", "4")]
+    for budget, width in ((result["macs"], 12), (result["macs"] - 1, 10)):
+        args = train.parse_args([*narrow, "--max_macs", str(budget), "--epochs", "1", "--out", str(tmp_path / f"w{width}")])
+        if width == 12:
+            assert train.main(args)["macs"] == result["macs"]
+        else:
+            assert train.main(args)["macs"] < result["macs"]
+        assert args.width == width
+    assert train.widest(lambda width: width**2, 99**2) == 98 and train.widest(lambda width: width, 2) == 2
+    with pytest.raises(errors.InputError, match="--max_macs 10:"):
+        train.widest(lambda width: 6 * width, 10)
+    with pytest.raises(errors.InputError, match="give one of them"):
+        run_train("--max_macs", "1e6", "--epochs", 1, "--out", tmp_path / "both")
+
+
+def test_settings_of_the_paper():
+    assert search.settings("imagenet", "rot")["batch_size"] == 32 and search.settings("imagenet", "cls")["alpha_start"] == 1
+    jig = search.parse_args(["--task", "jig", "--dataset", "imagenet22k", "--data", "x"])
+    assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs, jig.stem) == (255, 128, 0.2, 6e-4, 1, "imagenet")
+    col, seg = (search.settings("cityscapes", task) for task in ("col", "seg"))
+    assert (col["batch_size"], col["lr"], col["alpha_lr"]) == (16, 0.05, 1.5e-4) and seg["batch_size"] == 32
+    cls = train.settings("evaluation", "imagenet", "cls", "darts")
+    assert cls["max_macs"] == 600e6 and cls["batch_size"] == 1024 and "width" not in cls
+    seg = train.settings("evaluation", "cityscapes", "seg", "darts")
+    assert seg["epochs"] == 2700 and seg["size"] == 769 and seg["auxiliary"] == 0
+    rot = train.settings("sample", "imagenet", "rot", "nasbench101")
+    assert (rot["epochs"], rot["weight_decay"], rot["precise_bn"], rot["layers"], rot["lr"]) == (10, 5e-5, 0, 12, 0.0125)
+    assert train.settings("sample", "imagenet", "jig", "darts")["size"] == 255
 
 
 def test_search_without_clipping_learns(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 import data
 import pretext
+import shapes
 from errors import InputError
 
 
@@ -171,13 +172,16 @@ def test_batches():
 
 def test_shapes():
     train, test = data.load("shapes")
-    assert (len(train), len(test)) == (2000, 500) and train.classes == data.SHAPES
+    assert (len(train), len(test)) == (2000, 500) and train.classes == shapes.SHAPES
     assert train.labels.bincount().tolist() == [200] * 10
     assert torch.equal(data.load("shapes")[0].images, train.images)
     assert not torch.equal(train.images[:500], test.images)
     objects = torch.stack([(train.masks == 2 + c).flatten(1).any(1) for c in range(10)], 1)
     assert (objects == torch.eye(10, dtype=torch.bool)[train.labels]).float().mean() > 0.99  # each its own class alone
     assert train.masks.flatten(1).float().std(1).min() > 0
+    assert train.mask_classes == ["sky", "ground", *shapes.SHAPES]
+    small = data.load("shapes", size=8)[0]
+    assert torch.equal(small.masks, train.masks[:, 2::4, 2::4]) and small.mask_classes == train.mask_classes
     # light from above: over all images the upper half is the brighter one
     brightness = train.images.float().mean((0, 2, 3))
     assert brightness[:16].mean() > brightness[16:].mean() + 10

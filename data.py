@@ -190,11 +190,11 @@ class Reader:
 
 def load(name: str, path=None, size: int = 32, limit: int | None = None, download=False, workers: int | None = 0):
     """(training set, evaluation set or None) of a data set; `limit` keeps a seeded choice of at most that many images of
-    each. `workers` processes decode what is on disk; None: one for each CPU core, up to 8, the ranks of a machine share."""
+    each. `workers` processes decode what is on disk; None: as many as CPU cores for each rank, at most 8."""
     train, test = read(name, path, size, limit, download)
     check(path, train, test)
     if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        workers = min(8, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     train.workers = workers
     if test is not None:
         test.workers = workers
@@ -300,8 +300,8 @@ def batches(data, task, batch_size: int, device, index: torch.Tensor | None = No
 
 
 def window(W, H, w, h, size, rng):
-    """A square of that size in the image scaled to (w, h): anywhere, or in the middle without a generator. An image that is
-    smaller than the square is anywhere, or in the middle, of the square."""
+    """A square of that size anywhere in the image scaled to (w, h), without a generator in its middle. Where the image is
+    smaller, it likewise lies in the square."""
 
     def start(room):
         return room // 2 if rng is None else rng.integers(min(room, 0), max(room, 0) + 1)
@@ -471,8 +471,11 @@ def cache_locked_for(root):
         yield cache, key
 
 
+INDEX = ("names", "starts", "folder")  # its files
+
+
 def scan(root, folders):
-    """The image files in the folders: {"names": see Names, "starts", "folder": number of each file's folder}."""
+    """The INDEX of the image files in the folders: names and starts as in Names, and the number of each file's folder."""
     endings, chunks, counts = tuple(os.fsencode(e) for e in EXTENSIONS), [], []
     for folder in folders:
         files = os.listdir(os.path.join(os.fsencode(root), folder))
@@ -481,7 +484,7 @@ def scan(root, folders):
         counts.append(len(files))
     names = np.frombuffer(b"".join(chunks), np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(names == 0) + 1])
-    return {"names": names, "starts": starts, "folder": np.repeat(np.arange(len(folders), dtype=np.int32), counts)}
+    return names, starts, np.repeat(np.arange(len(folders), dtype=np.int32), counts)
 
 
 def index_of(root):
@@ -499,17 +502,15 @@ def index_of(root):
                 for old in cache.glob(f"{key}-*"):  # also what a killed process left
                     shutil.rmtree(old, ignore_errors=True)
                 arrays = scan(root, folders)
-                if not len(arrays["folder"]):
+                if not len(arrays[0]):
                     raise InputError(f"{root}: no images in its {len(folders)} folders ({', '.join(sorted(EXTENSIONS))})")
                 partial = cache / f"{key}-partial"
-                partial.mkdir()
-                for name, array in arrays.items():
+                partial.mkdir(exist_ok=True)
+                for name, array in zip(INDEX, arrays):
                     np.save(partial / name, array)
                 partial.rename(place)
             # Mode "c" is copy on write: nobody writes, but torch wants arrays that could be written.
-            names, starts, folder = (
-                np.load(place / f"{n}.npy", "c").view(np.ndarray) for n in ("names", "starts", "folder")
-            )
+            names, starts, folder = (np.load(place / f"{n}.npy", "c").view(np.ndarray) for n in INDEX)
     except OSError as error:
         raise InputError(f"{os.fsdecode(error.filename or root)}: {error.strerror or error}") from None
     return Names(names, starts), folder, [os.fsdecode(f) for f in folders]
@@ -631,7 +632,7 @@ def read_classes(root):
     """A folder of images for each class."""
     names, folder, folders = index_of(root)
     counts = np.bincount(folder, minlength=len(folders))
-    numbers = np.cumsum(counts > 0) - 1  # of the folders' classes
+    numbers = np.cumsum(counts > 0, dtype=np.int32) - 1  # of the folders' classes
     classes, empty = ([f for f, count in zip(folders, counts) if bool(count) == has_images] for has_images in (True, False))
     labels = torch.from_numpy(numbers[folder] if empty else folder)
     data = FileSet(root, names, photo_crop, labels, classes, empty)
@@ -709,11 +710,11 @@ def add_arguments(group):
                        help="shapes is embedded")  # fmt: skip
     group.add_argument("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
     group.add_argument("--workers", type=at_least(0, int), metavar="N",
-                       help="processes that decode images, for each rank; data sets in memory need none "
-                       "(default: one for each CPU core, up to 8)")  # fmt: skip
+                       help="processes that decode images, for each rank; data sets in memory need none (default: as many "
+                       "as CPU cores for each rank, at most 8)")  # fmt: skip
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
     group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
-    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of the square images")
+    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of the square images or crops")
 
 
 def print_unreadable(*sets, most=5):

@@ -324,6 +324,28 @@ def test_imagenet_in_batches(imagenet):
     assert not all(torch.equal(one[i], other[i]) for i in one.keys() & other.keys())
 
 
+def test_ranks_share_each_batch_of_files(imagenet, monkeypatch):
+    train, _ = data.load("imagenet", imagenet)
+    alone = list(data.batches(train, task("labels"), 6, "cpu", seed=5))
+    monkeypatch.setattr(data.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(data.dist, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(data.dist, "get_rank", lambda: rank)
+        shares.append(list(data.batches(train, task("labels"), 6, "cpu", seed=5)))
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*parts)))
+
+
+def test_number_of_workers(imagenet, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [part.workers for part in data.load("imagenet", imagenet, workers=None)] == [3, 3]
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert data.load("imagenet22k", imagenet / "train", workers=None)[0].workers == 8
+    assert data.load("imagenet22k", imagenet / "train")[0].workers == 0
+
+
 def test_unreadable_files_on_disk(imagenet, capsys):
     for k in range(3):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
@@ -412,6 +434,38 @@ def test_one_process_scans(imagenet, tmp_path, monkeypatch):
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0] * 3 and (tmp_path / "scans").read_text() == "x"
+
+
+def proportional_memory():
+    """Of this process, in bytes: what it shares with others counts in part."""
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+
+
+@pytest.mark.slow
+def test_index_of_many_files(tmp_path, cache):
+    n = 100_000
+    for c in range(100):
+        (tmp_path / f"n{c:08}").mkdir()
+        for k in range(n // 100):
+            os.close(os.open(tmp_path / f"n{c:08}" / f"n{c:08}_{k}.JPEG", os.O_CREAT | os.O_WRONLY))
+    data.load("imagenet22k", tmp_path)
+    start = time.time()
+    train, _ = data.load("imagenet22k", tmp_path)
+    assert time.time() - start < 0.5 and len(train) == n
+    assert sum(file.stat().st_size for file in cache.rglob("*.npy")) < 45 * n  # names have 28 bytes here
+
+    def touch(queue):
+        before = proportional_memory()
+        assert sum(len(train.names[i]) for i in range(n)) > 20 * n and train.labels.sum() > 0
+        queue.put(proportional_memory() - before)
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=touch, args=(queue,))
+    worker.start()
+    assert queue.get(timeout=60) < 60 * n  # a list of strings would take 75 a name, and more for counting references
+    worker.join()
 
 
 def test_where_the_index_cannot_be_kept(imagenet, cache):

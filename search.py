@@ -89,7 +89,7 @@ def main(args):
     out = utils.open_run(args, f"search_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
-    train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download)
+    train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device, search=True)
     w_half, alpha_half = data.halves(len(train), args.seed)
     test, test_part = (test, None) if test else (train, alpha_half)  # ImageNet-22K has no evaluation images

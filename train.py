@@ -139,7 +139,7 @@ def main(args, load=data.load):
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
-    train, test = load(args.dataset, args.data, args.size, args.limit, args.download)
+    train, test = load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
     if not test:  # ImageNet-22K has no evaluation images
         train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)

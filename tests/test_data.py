@@ -1,14 +1,25 @@
+import multiprocessing
 import os
 import tarfile
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import data
 import pretext
+import shapes
 from errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "unnas"
 
 
 def photo(width, height, seed=0):
@@ -171,13 +182,16 @@ def test_batches():
 
 def test_shapes():
     train, test = data.load("shapes")
-    assert (len(train), len(test)) == (2000, 500) and train.classes == data.SHAPES
+    assert (len(train), len(test)) == (2000, 500) and train.classes == shapes.SHAPES
     assert train.labels.bincount().tolist() == [200] * 10
     assert torch.equal(data.load("shapes")[0].images, train.images)
     assert not torch.equal(train.images[:500], test.images)
     objects = torch.stack([(train.masks == 2 + c).flatten(1).any(1) for c in range(10)], 1)
     assert (objects == torch.eye(10, dtype=torch.bool)[train.labels]).float().mean() > 0.99  # each its own class alone
     assert train.masks.flatten(1).float().std(1).min() > 0
+    assert train.mask_classes == ["sky", "ground", *shapes.SHAPES]
+    small = data.load("shapes", size=8)[0]
+    assert torch.equal(small.masks, train.masks[:, 2::4, 2::4]) and small.mask_classes == train.mask_classes
     # light from above: over all images the upper half is the brighter one
     brightness = train.images.float().mean((0, 2, 3))
     assert brightness[:16].mean() > brightness[16:].mean() + 10
@@ -235,3 +249,379 @@ def test_real_images(shared_data, tmp_path):
     train, test = data.load("folder", tmp_path / "cifar10")
     assert train.classes == test.classes and len(train.classes) == 10 and len(train) == 30
     assert train.images.float().std() > 30
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets on disk
+
+
+def task(uses=None, crop="area", size=32):
+    return SimpleNamespace(uses=uses, crop=crop, size=size)
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """ImageNet's layout with what its files are like; n01 has 6 images to train, n02 has 20, n03 none."""
+    root = tmp_path / "imagenet"
+    for folder in ("train/n01", "train/n02", "train/n03", "val/n01", "val/n02"):
+        (root / folder).mkdir(parents=True)
+    train = root / "train"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(80, 60).save(train / "n01" / "really_a_png.JPEG", format="PNG")
+    photo(80, 60).convert("L").save(train / "n01" / "grey.JPEG")
+    photo(80, 60).convert("CMYK").save(train / "n01" / "cmyk.JPEG")
+    photo(80, 60).save(train / "n01" / "turned.JPEG", exif=exif)
+    photo(1, 500).save(train / "n01" / "high.png")
+    photo(500, 1).save(train / "n01" / "wide.png")
+    for k in range(20):
+        photo(90 + k, 75, k).save(train / "n02" / f"{k:02}.JPEG")
+    (train / "n02" / "readme.txt").write_text("no image")
+    for k in range(5):
+        photo(80, 60).save(root / f"val/n0{1 + k % 2}/{k}.JPEG")
+    return root
+
+
+def cut(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def test_imagenet_in_batches(imagenet):
+    train, test = data.load("imagenet", imagenet)
+    assert (len(train), len(test)) == (26, 5) and train.classes == test.classes == ["n01", "n02"]
+    assert train.labels.tolist() == [0] * 6 + [1] * 20 and test.labels.tolist() == [0, 0, 0, 1, 1]
+    assert train.names[0] == "n01/cmyk.JPEG" and train.empty == ["n03"] and train.jitter == 0.1 and not train.padded_crops
+    state = torch.get_rng_state()
+    for part, uses, crop, seed in [
+        (train, "labels", "area", (3, 1)), (train, None, "window", 3),
+        (train, None, "area", None), (test, "labels", "window", None),
+    ]:  # fmt: skip
+        found = []
+        for workers in (0, 2):
+            part.workers = workers
+            found.append(list(data.batches(part, task(uses, crop, 33), 5, "cpu", seed=seed)))
+        assert sum(len(index) for _, _, index in found[0]) == (len(part) if seed is None else 25)
+        for (x, labels, index), (again, *_, same) in zip(*found, strict=True):
+            assert (
+                x.shape == (len(index), 3, 33, 33)
+                and x.dtype == torch.uint8
+                and x.is_contiguous(memory_format=torch.channels_last)
+            )
+            assert torch.equal(x, again) and torch.equal(index, same)
+            assert labels is None if uses is None else torch.equal(labels, part.labels[index].long())
+    assert torch.equal(torch.get_rng_state(), state)  # nor did workers change it
+
+    def drawn(seed):
+        return {
+            i.item(): x
+            for images, _, index in data.batches(train, task(), 5, "cpu", seed=seed)
+            for x, i in zip(images, index)
+        }
+
+    one, same, other = drawn((0, 1)), drawn((0, 1)), drawn((0, 2))
+    assert all(torch.equal(one[i], same[i]) for i in one)
+    assert not all(torch.equal(one[i], other[i]) for i in one.keys() & other.keys())
+
+
+def test_ranks_share_each_batch_of_files(imagenet, monkeypatch):
+    train, _ = data.load("imagenet", imagenet)
+    alone = list(data.batches(train, task("labels"), 6, "cpu", seed=5))
+    monkeypatch.setattr(data.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(data.dist, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(data.dist, "get_rank", lambda: rank)
+        shares.append(list(data.batches(train, task("labels"), 6, "cpu", seed=5)))
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*parts)))
+
+
+def test_number_of_workers(imagenet, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [part.workers for part in data.load("imagenet", imagenet, workers=None)] == [3, 3]
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert data.load("imagenet22k", imagenet / "train", workers=None)[0].workers == 8
+    assert data.load("imagenet22k", imagenet / "train")[0].workers == 0
+
+
+def test_unreadable_files_on_disk(imagenet, capsys):
+    for k in range(3):
+        cut(imagenet / f"train/n02/{k:02}.JPEG")
+    cut(imagenet / "val/n01/2.JPEG")
+    train, test = data.load("imagenet", imagenet)
+    bad = {i for i, name in enumerate(train.names) if name in ("n02/00.JPEG", "n02/01.JPEG", "n02/02.JPEG")}
+    for epoch in (1, 2):
+        for x, labels, index in data.batches(train, task("labels"), 13, "cpu", seed=(0, epoch)):
+            assert len(x) == 13 and not bad & set(index.tolist()) and torch.equal(labels, train.labels[index].long())
+    assert {os.path.basename(path) for path, _ in train.unreadable} == {"00.JPEG", "01.JPEG", "02.JPEG"}
+    assert len(train.unreadable) == 3 and capsys.readouterr().out.count("left out, unreadable") == 3
+    for part, workers in ((test, 0), (test, 2)):
+        part.workers = workers
+        with pytest.raises(InputError, match=r"^\S*val/n01/2.JPEG: unreadable"):
+            list(data.batches(part, task(), 2, "cpu"))
+    with pytest.raises(InputError, match="1 of 1 images"):
+        list(data.batches(train, task(), 1, "cpu", torch.tensor([min(bad)]), seed=0))
+    with pytest.raises(SystemExit):
+        data.main(data.parse_args(["--dataset", "imagenet", "--data", str(imagenet)]))
+    out = capsys.readouterr().out
+    assert "n01: 6" in out and "no images in folder n03" in out and out.count("unreadable: ") == 4 and "would fail" in out
+    assert "decoded 26 of them" in out and "2 of RGB" not in out.splitlines()[0]
+    for k in range(3, 12):
+        cut(imagenet / f"train/n02/{k:02}.JPEG")
+    with pytest.raises(InputError, match="12 of 26 images below .*train are unreadable"):
+        list(data.batches(train, task(), 26, "cpu", seed=0))
+
+
+def test_imagenet22k(imagenet):
+    train, test = data.load("imagenet22k", imagenet / "train", limit=10)
+    assert test is None and len(train) == len(train.labels) == 10
+    assert [train.classes[c] for c in train.labels] == [name[:3] for name in train.names]
+    assert data.split_hash(train, test) != data.split_hash(data.load("imagenet22k", imagenet / "train", limit=9)[0], None)
+    assert len(list(data.report(train, test))) > 5
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda root: (root / "val").rename(root / "test"), "no folders train/ and val/"),
+        (lambda root: (root / "val/n02").rename(root / "val/n05"), "does not have: n05"),
+        (lambda root: [f.unlink() for f in (root / "train").rglob("*.*")], "train: no images in its 3 folders"),
+    ],
+)
+def test_imagenet_layout(imagenet, spoil, message):
+    spoil(imagenet)
+    with pytest.raises(InputError, match=message):
+        data.load("imagenet", imagenet)
+
+
+def test_index_is_cached_until_a_folder_changes(imagenet, cache, monkeypatch):
+    before = data.load("imagenet", imagenet)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "scan", lambda *args: pytest.fail("scanned again"))
+        again = data.load("imagenet", imagenet)[0]
+    assert list(again.names) == list(before.names) and data.split_hash(again) == data.split_hash(before)
+    photo(9, 9).save(imagenet / "train" / "n03" / "new.jpg")
+    (imagenet / "train" / "n01" / "grey.JPEG").rename(
+        os.fsdecode(os.fsencode(imagenet / "train" / "n01") + b"/gr\xe9y.JPG")
+    )  # a name that is not text
+    after = data.load("imagenet", imagenet)[0]
+    assert len(after) == 27 and after.classes == ["n01", "n02", "n03"] and data.split_hash(after) != data.split_hash(before)
+    assert os.fsencode(after.names[1]) == b"n01/gr\xe9y.JPG" and os.path.isfile(after.path(1))
+    assert before.names[1] == "n01/grey.JPEG"  # the old index is gone from the disk but not from those who use it
+    assert len([f for f in cache.iterdir() if f.is_dir()]) == 2  # train and val
+    part = after.subset(torch.tensor([26, 1]))
+    assert list(part.names) == ["n03/new.jpg", after.names[1]] and part.labels.tolist() == [2, 0]
+    x = next(data.batches(part, task(size=9), 2, "cpu"))[0]
+    assert len(x) == 2
+
+
+def test_one_process_scans(imagenet, tmp_path, monkeypatch):
+    scan = data.scan
+
+    def slow_scan(*args):
+        with open(tmp_path / "scans", "a") as log:
+            log.write("x")
+        time.sleep(0.3)
+        return scan(*args)
+
+    monkeypatch.setattr(data, "scan", slow_scan)
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=data.read_classes, args=(imagenet / "train",)) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * 3 and (tmp_path / "scans").read_text() == "x"
+
+
+def proportional_memory():
+    """Of this process, in bytes: what it shares with others counts in part."""
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+
+
+@pytest.mark.slow
+def test_index_of_many_files(tmp_path, cache):
+    n = 100_000
+    for c in range(100):
+        (tmp_path / f"n{c:08}").mkdir()
+        for k in range(n // 100):
+            os.close(os.open(tmp_path / f"n{c:08}" / f"n{c:08}_{k}.JPEG", os.O_CREAT | os.O_WRONLY))
+    data.load("imagenet22k", tmp_path)
+    start = time.time()
+    train, _ = data.load("imagenet22k", tmp_path)
+    assert time.time() - start < 0.5 and len(train) == n
+    assert sum(file.stat().st_size for file in cache.rglob("*.npy")) < 45 * n  # names have 28 bytes here
+
+    def touch(queue):
+        before = proportional_memory()
+        assert sum(len(train.names[i]) for i in range(n)) > 20 * n and train.labels.sum() > 0
+        queue.put(proportional_memory() - before)
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=touch, args=(queue,))
+    worker.start()
+    assert queue.get(timeout=60) < 60 * n  # a list of strings would take 75 a name, and more for counting references
+    worker.join()
+
+
+def test_where_the_index_cannot_be_kept(imagenet, cache):
+    cache.write_text("a file")
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        data.load("imagenet", imagenet)
+
+
+def test_random_area():
+    rng = np.random.default_rng(0)
+    for W, H in ((500, 375), (60, 61)):
+        boxes = np.array([data.random_area(W, H, 32, rng)[0] for _ in range(2000)])
+        left, top, right, bottom = boxes.T
+        assert left.min() >= 0 and top.min() >= 0 and right.max() <= W + 1e-9 and bottom.max() <= H + 1e-9
+        area, aspect = (right - left) * (bottom - top) / (W * H), (right - left) / (bottom - top)
+        assert 0.08 <= area.min() < 0.1 and 0.9 < area.max() <= 1
+        assert 3 / 4 - 1e-9 <= aspect.min() < 0.76 and 1.32 < aspect.max() <= 4 / 3 + 1e-9
+        assert abs((left / (W - (right - left))).mean() - 0.5) < 0.03
+    assert data.random_area(1, 500, 32, rng)[0] == pytest.approx((0, 250 - 2 / 3, 1, 250 + 2 / 3))
+    assert data.random_area(500, 1, 32, rng)[0] == pytest.approx((250 - 2 / 3, 0, 250 + 2 / 3, 1))
+
+
+def test_windows():
+    rng = np.random.default_rng(0)
+    tiles = task(crop="window", size=255)
+    boxes = {data.photo_crop(512, 520, tiles, rng)[0] for _ in range(300)}  # scaled to 256 x 260: 2 x 6 offsets
+    assert boxes == {(2 * x, 2 * y, 2 * x + 510, 2 * y + 510) for x in range(2) for y in range(6)}
+    assert data.photo_crop(512, 512, tiles, None) == ((0, 0, 510, 510), (255, 255))
+    assert data.photo_crop(512, 1024, task(size=224), None) == ((32, 288, 480, 736), (224, 224))  # of 256 x 512
+    boxes = np.array([data.scene_crop(200, 100, task(size=50), rng)[0] for _ in range(3000)])
+    sides = boxes[:, 2] - boxes[:, 0]  # of 50 / scale
+    assert 25 <= sides.min() < 26 and 98 < sides.max() <= 100
+    assert boxes[:, :2].min() == 0 and boxes[:, 2].max() == pytest.approx(200) and boxes[:, 3].max() == pytest.approx(100)
+    assert data.scene_crop(200, 100, task(size=150), None) == ((25, -25, 175, 125), (150, 150))
+    assert data.scene_crop(200, 100, task("masks", size=50), None) == ((0, 0, 200, 100), (200, 100))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation(tmp_path, ending, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    photo(400, 240).save(tmp_path / f"turned.{ending}", exif=exif)
+    with Image.open(tmp_path / f"turned.{ending}") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    H, W, _ = upright.shape
+    assert (W, H) == ((400, 240) if turn < 5 else (240, 400))
+    for box, size in (((40, 24, 200, 124), (160, 100)), ((8, 16, 232, 240), (28, 28))):  # the second one decoded at 1/8
+        pixels, full, _ = data.read_rgb(tmp_path / f"turned.{ending}", lambda W, H: (box, size))
+        part = Image.fromarray(upright.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR, box)
+        assert full == (W, H) and pixels.shape == (size[1], size[0], 3)
+        assert abs(pixels - np.asarray(part).astype(int)).mean() < 2
+
+
+def test_fast_decoding_gives_the_same_pixels(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (20, 26, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "photo.jpg", quality=95)
+    for crop in (data.middle_square(50), data.middle_square(224), lambda W, H: ((30.5, 7.25, 330.5, 307.25), (96, 96))):
+        fast = data.read_rgb(tmp_path / "photo.jpg", crop)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda *args: None)
+            full = data.read_rgb(tmp_path / "photo.jpg", crop)[0]
+        assert abs(fast.astype(int) - full.astype(int)).mean() < 2
+
+
+COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)], np.uint8)
+RAW = np.array([7, 8, 26, 3, 11, 33], np.uint8)  # an id for each colour
+WANTED = torch.tensor([0, 1, 13, 255, 2, 18])
+
+
+@pytest.fixture
+def streets(tmp_path):
+    """Cityscapes' layout, a colour for each class; images of one city have raw ids, those of the other train ids."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "streets"
+    for part, count in (("train", 6), ("val", 2)):
+        for city, kind in (("aachen", "labelIds"), ("bonn", "labelTrainIds")):
+            for folder in ("leftImg8bit", "gtFine"):
+                (root / folder / part / city).mkdir(parents=True)
+            for k in range(count):
+                H, W = (96, 160) if k % 2 else (40, 60)
+                regions = rng.integers(0, len(RAW), (2, 3)).repeat(H // 2, 0).repeat(W // 3 + 1, 1)[:, :W]
+                stem = f"{part}/{city}/{city}_{k}"
+                Image.fromarray(COLORS[regions]).save(root / "leftImg8bit" / f"{stem}_leftImg8bit.png")
+                ids = RAW[regions] if kind == "labelIds" else WANTED.numpy().astype(np.uint8)[regions]
+                Image.fromarray(ids).save(root / "gtFine" / f"{stem}_gtFine_{kind}.png")
+    other = root / "gtFine/train/bonn/bonn_0_gtFine_labelIds.png"  # not looked at, as there are train ids
+    Image.fromarray(np.full((40, 60), 7, np.uint8)).save(other)
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_show_what_images_show(streets, workers):
+    train, test = data.load("cityscapes", streets, workers=workers)
+    assert (len(train), len(test)) == (12, 4) and train.labels is None and "cityscapes" in train.why_no_labels
+    assert len(train.mask_classes) == 19 and train.mask_classes[13] == "car" and not train.padded_crops and not train.jitter
+
+    def agreement(images, masks):
+        """Share of the pixels whose mask says what their colour says; at the regions' borders colours mix."""
+        distance = (images.permute(0, 2, 3, 1)[..., None, :].float() - torch.from_numpy(COLORS).float()).abs().sum(-1)
+        nearest, color = distance.min(-1)
+        padded = (images == fill.view(3, 1, 1)).all(1)
+        wanted = torch.where(padded, 255, WANTED[color])
+        sure = padded | (nearest == 0)
+        assert sure.float().mean() > 0.8
+        return (masks == wanted)[sure].float().mean().item(), padded
+
+    fill = torch.tensor([round(255 * m) for m in train.mean])
+    any_padding = []
+    for epoch in range(5):
+        for images, masks, _ in data.batches(train, task("masks", size=65), 4, "cpu", seed=(0, epoch)):
+            assert images.shape == (4, 3, 65, 65) and masks.shape == (4, 65, 65) and masks.dtype == torch.uint8
+            agrees, padded = agreement(images, masks)
+            assert agrees > 0.995 and (masks[padded] == 255).all()
+            any_padding.append(padded.any().item())
+    assert any(any_padding)
+    sizes = []
+    for images, masks, _ in data.batches(test, task("masks", size=65), 4, "cpu"):  # whole, one at a time
+        assert agreement(images, masks)[0] == 1
+        sizes.append((*images.shape, *masks.shape))
+    assert sizes == [(1, 3, 40, 60, 1, 40, 60), (1, 3, 96, 160, 1, 96, 160)] * 2
+
+
+def test_cityscapes_without_masks(streets, monkeypatch):
+    monkeypatch.setattr(data, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use"))
+    train, test = data.load("cityscapes", streets, limit=3)
+    assert len(train.masks) == len(train) == 3
+    assert next(data.batches(test, task(size=65), 4, "cpu"))[0].shape == (3, 3, 65, 65)
+    (streets / "gtFine" / "val").rename(streets / "gtFine" / "gone")
+    train, test = data.load("cityscapes", streets)
+    assert train.masks is None and test.masks is None and "gtFine/val: " in train.why_no_masks
+    assert next(data.batches(train, task(size=65), 4, "cpu", seed=0))[1] is None
+
+
+def test_masks_that_do_not_fit(streets, capsys):
+    train, _ = data.load("cityscapes", streets)
+    path = streets / "gtFine/train/aachen/aachen_1_gtFine_labelIds.png"
+    Image.fromarray(np.zeros((48, 80), np.uint8)).save(path)  # half the size
+    for workers in (0, 1):
+        train.workers = workers
+        with pytest.raises(InputError, match=rf"^{path}: .*160 x 96$"):
+            list(data.batches(train, task("masks"), 12, "cpu", seed=0))
+    Image.fromarray(np.full((96, 160), 7, np.uint8)).save(path)
+    Image.fromarray(np.full((96, 160), 26, np.uint8)).save(streets / "gtFine/train/bonn/bonn_1_gtFine_labelTrainIds.png")
+    with pytest.raises(InputError, match="bonn_1_gtFine_labelTrainIds.png: a mask of train ids has 0 to 18"):
+        list(data.batches(train, task("masks", size=300), 12, "cpu", seed=0))
+    path.unlink()
+    (streets / "leftImg8bit/train/bonn/bonn_2_leftImg8bit.png").unlink()
+    data.main(data.parse_args(["--dataset", "cityscapes", "--data", str(streets)]))
+    out = capsys.readouterr().out
+    assert "1 images have no mask, first" in out and "aachen/aachen_1" in out
+    assert "1 masks have no image, first" in out and "bonn/bonn_2" in out
+
+
+def test_ids_of_cityscapes():
+    wanted = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
+              28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
+    assert data.TRAIN_ID.tolist() == [wanted.get(i, 255) for i in range(256)]

@@ -367,7 +367,7 @@ def test_unreadable_files_on_disk(imagenet, capsys):
         data.main(data.parse_args(["--dataset", "imagenet", "--data", str(imagenet)]))
     out = capsys.readouterr().out
     assert "n01: 6" in out and "no images in folder n03" in out and out.count("unreadable: ") == 4 and "would fail" in out
-    assert "decoded 26 of them" in out and "2 of RGB" not in out.splitlines()[0]
+    assert "decoded 26 of them" in out
     for k in range(3, 12):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
     with pytest.raises(InputError, match="12 of 26 images below .*train are unreadable"):
@@ -436,18 +436,18 @@ def test_one_process_scans(imagenet, tmp_path, monkeypatch):
     assert [rank.exitcode for rank in ranks] == [0] * 3 and (tmp_path / "scans").read_text() == "x"
 
 
-def proportional_memory():
-    """Of this process, in bytes: what it shares with others counts in part."""
+def private_memory():
+    """Bytes that this process has written and shares with no other."""
     with open("/proc/self/smaps_rollup") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_Dirty"))
 
 
 @pytest.mark.slow
 def test_index_of_many_files(tmp_path, cache):
-    n = 100_000
-    for c in range(100):
+    n = 50_000
+    for c in range(50):
         (tmp_path / f"n{c:08}").mkdir()
-        for k in range(n // 100):
+        for k in range(n // 50):
             os.close(os.open(tmp_path / f"n{c:08}" / f"n{c:08}_{k}.JPEG", os.O_CREAT | os.O_WRONLY))
     data.load("imagenet22k", tmp_path)
     start = time.time()
@@ -455,17 +455,23 @@ def test_index_of_many_files(tmp_path, cache):
     assert time.time() - start < 0.5 and len(train) == n
     assert sum(file.stat().st_size for file in cache.rglob("*.npy")) < 45 * n  # names have 28 bytes here
 
-    def touch(queue):
-        before = proportional_memory()
-        assert sum(len(train.names[i]) for i in range(n)) > 20 * n and train.labels.sum() > 0
-        queue.put(proportional_memory() - before)
+    def touch(names, queue):
+        before = private_memory()
+        assert all(names[i].endswith(".JPEG") for i in range(n))
+        queue.put(private_memory() - before)
 
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    worker = context.Process(target=touch, args=(queue,))
-    worker.start()
-    assert queue.get(timeout=60) < 60 * n  # a list of strings would take 75 a name, and more for counting references
-    worker.join()
+    def growth(names):
+        """Of a worker that reads all names, as its parent did."""
+        assert all(names[i] for i in range(n))
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        worker = context.Process(target=touch, args=(names, queue))
+        worker.start()
+        grown = queue.get(timeout=60)
+        worker.join()
+        return grown
+
+    assert growth(train.names) < 0.2 * growth(list(train.names))  # whose strings count their references
 
 
 def test_where_the_index_cannot_be_kept(imagenet, cache):

@@ -339,21 +339,17 @@ def scene_crop(W, H, task, rng):
     return window(W, H, max(1, round(W * scale)), max(1, round(H * scale)), task.size, rng)
 
 
-def middle_square(size):
-    def box_for(W, H):
-        side = min(W, H)
-        return ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2), (size, size)
-
-    return box_for
+def middle_square(W, H, size):
+    side = min(W, H)
+    return ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2), (size, size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading image files
 
-ORIENTATION = 0x0112  # the EXIF tag; what turns an image upright; those of them that swap width and height
-UPRIGHT = dict(enumerate(["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
-                          "ROTATE_90"], start=2))  # fmt: skip
-LYING = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+# What turns an image upright, by the EXIF tag of its orientation; from 5 on it swaps width and height.
+ORIENTATION = 0x0112
+UPRIGHT = [None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()]
 
 
 def resized(image, box, size, resample, fill):
@@ -379,10 +375,11 @@ def read_rgb(path, box_for, fill=(0, 0, 0)):
         if image.format not in ("JPEG", "MPO"):  # before a TIFF's tag is looked at: loading turns it upright
             image.load()
         try:
-            turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+            orientation = image.getexif().get(ORIENTATION, 1)
+            turn = UPRIGHT[orientation]
         except Exception:  # Pillow fails in many ways on a broken tag; the image itself is fine
-            turn = None
-        full, turned = image.size, slice(None, None, -1 if turn in LYING else 1)
+            orientation, turn = 1, None
+        full, turned = image.size, slice(None, None, -1 if orientation >= 5 else 1)
         W, H = full[turned]
         box, size = box_for(W, H)
         enough = math.ceil(W * size[0] / (box[2] - box[0])), math.ceil(H * size[1] / (box[3] - box[1]))
@@ -568,7 +565,7 @@ def read_images(root, files, size):
     readable, unreadable, formats = [], [], Counter()
 
     def read(k):
-        images[k], _, found = read_rgb(root / files[k], middle_square(size))
+        images[k], _, found = read_rgb(root / files[k], lambda W, H: middle_square(W, H, size))
         return found
 
     for k, (found, error) in enumerate(try_all(read, range(len(files)))):

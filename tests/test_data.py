@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 import data
+import files
 import pretext
 import shapes
 from errors import InputError
@@ -401,7 +402,7 @@ def test_imagenet_layout(imagenet, spoil, message):
 def test_index_is_cached_until_a_folder_changes(imagenet, cache, monkeypatch):
     before = data.load("imagenet", imagenet)[0]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "scan", lambda *args: pytest.fail("scanned again"))
+        patch.setattr(files, "scan", lambda *args: pytest.fail("scanned again"))
         again = data.load("imagenet", imagenet)[0]
     assert list(again.names) == list(before.names) and data.split_hash(again) == data.split_hash(before)
     photo(9, 9).save(imagenet / "train" / "n03" / "new.jpg")
@@ -420,7 +421,7 @@ def test_index_is_cached_until_a_folder_changes(imagenet, cache, monkeypatch):
 
 
 def test_one_process_scans(imagenet, tmp_path, monkeypatch):
-    scan = data.scan
+    scan = files.scan
 
     def slow_scan(*args):
         with open(tmp_path / "scans", "a") as log:
@@ -428,7 +429,7 @@ def test_one_process_scans(imagenet, tmp_path, monkeypatch):
         time.sleep(0.3)
         return scan(*args)
 
-    monkeypatch.setattr(data, "scan", slow_scan)
+    monkeypatch.setattr(files, "scan", slow_scan)
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=data.read_classes, args=(imagenet / "train",)) for _ in range(3)]
     for rank in ranks:
@@ -485,30 +486,30 @@ def test_where_the_index_cannot_be_kept(imagenet, cache):
 def test_random_area():
     rng = np.random.default_rng(0)
     for W, H in ((500, 375), (60, 61)):
-        boxes = np.array([data.random_area(W, H, 32, rng)[0] for _ in range(2000)])
+        boxes = np.array([files.random_area(W, H, 32, rng)[0] for _ in range(2000)])
         left, top, right, bottom = boxes.T
         assert left.min() >= 0 and top.min() >= 0 and right.max() <= W + 1e-9 and bottom.max() <= H + 1e-9
         area, aspect = (right - left) * (bottom - top) / (W * H), (right - left) / (bottom - top)
         assert 0.08 <= area.min() < 0.1 and 0.9 < area.max() <= 1
         assert 3 / 4 - 1e-9 <= aspect.min() < 0.76 and 1.32 < aspect.max() <= 4 / 3 + 1e-9
         assert abs((left / (W - (right - left))).mean() - 0.5) < 0.03
-    assert data.random_area(1, 500, 32, rng)[0] == pytest.approx((0, 250 - 2 / 3, 1, 250 + 2 / 3))
-    assert data.random_area(500, 1, 32, rng)[0] == pytest.approx((250 - 2 / 3, 0, 250 + 2 / 3, 1))
+    assert files.random_area(1, 500, 32, rng)[0] == pytest.approx((0, 250 - 2 / 3, 1, 250 + 2 / 3))
+    assert files.random_area(500, 1, 32, rng)[0] == pytest.approx((250 - 2 / 3, 0, 250 + 2 / 3, 1))
 
 
 def test_windows():
     rng = np.random.default_rng(0)
     tiles = task(crop="window", size=255)
-    boxes = {data.photo_crop(512, 520, tiles, rng)[0] for _ in range(300)}  # scaled to 256 x 260: 2 x 6 offsets
+    boxes = {files.photo_crop(512, 520, tiles, rng)[0] for _ in range(300)}  # scaled to 256 x 260: 2 x 6 offsets
     assert boxes == {(2 * x, 2 * y, 2 * x + 510, 2 * y + 510) for x in range(2) for y in range(6)}
-    assert data.photo_crop(512, 512, tiles, None) == ((0, 0, 510, 510), (255, 255))
-    assert data.photo_crop(512, 1024, task(size=224), None) == ((32, 288, 480, 736), (224, 224))  # of 256 x 512
-    boxes = np.array([data.scene_crop(200, 100, task(size=50), rng)[0] for _ in range(3000)])
+    assert files.photo_crop(512, 512, tiles, None) == ((0, 0, 510, 510), (255, 255))
+    assert files.photo_crop(512, 1024, task(size=224), None) == ((32, 288, 480, 736), (224, 224))  # of 256 x 512
+    boxes = np.array([files.scene_crop(200, 100, task(size=50), rng)[0] for _ in range(3000)])
     sides = boxes[:, 2] - boxes[:, 0]  # of 50 / scale
     assert 25 <= sides.min() < 26 and 98 < sides.max() <= 100
     assert boxes[:, :2].min() == 0 and boxes[:, 2].max() == pytest.approx(200) and boxes[:, 3].max() == pytest.approx(100)
-    assert data.scene_crop(200, 100, task(size=150), None) == ((25, -25, 175, 125), (150, 150))
-    assert data.scene_crop(200, 100, task("masks", size=50), None) == ((0, 0, 200, 100), (200, 100))
+    assert files.scene_crop(200, 100, task(size=150), None) == ((25, -25, 175, 125), (150, 150))
+    assert files.scene_crop(200, 100, task("masks", size=50), None) == ((0, 0, 200, 100), (200, 100))
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
@@ -522,7 +523,7 @@ def test_every_orientation(tmp_path, ending, turn):
     H, W, _ = upright.shape
     assert (W, H) == ((400, 240) if turn < 5 else (240, 400))
     for box, size in (((40, 24, 200, 124), (160, 100)), ((8, 16, 232, 240), (28, 28))):  # the second one decoded at 1/8
-        pixels, full, _ = data.read_rgb(tmp_path / f"turned.{ending}", lambda W, H: (box, size))
+        pixels, full, _ = files.read_rgb(tmp_path / f"turned.{ending}", lambda W, H: (box, size))
         part = Image.fromarray(upright.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR, box)
         assert full == (W, H) and pixels.shape == (size[1], size[0], 3)
         assert abs(pixels - np.asarray(part).astype(int)).mean() < 2
@@ -534,16 +535,16 @@ def test_fast_decoding_gives_the_same_pixels(tmp_path, monkeypatch):
     smooth.save(tmp_path / "photo.jpg", quality=95)
 
     def small(W, H):
-        return data.middle_square(W, H, 50)
+        return files.middle_square(W, H, 50)
 
     def large(W, H):
-        return data.middle_square(W, H, 224)
+        return files.middle_square(W, H, 224)
 
     for crop in (small, large, lambda W, H: ((30.5, 7.25, 330.5, 307.25), (96, 96))):
-        fast = data.read_rgb(tmp_path / "photo.jpg", crop)[0]
+        fast = files.read_rgb(tmp_path / "photo.jpg", crop)[0]
         with monkeypatch.context() as patch:
             patch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda *args: None)
-            full = data.read_rgb(tmp_path / "photo.jpg", crop)[0]
+            full = files.read_rgb(tmp_path / "photo.jpg", crop)[0]
         assert abs(fast.astype(int) - full.astype(int)).mean() < 2
 
 
@@ -639,4 +640,4 @@ def test_masks_that_do_not_fit(streets, capsys):
 def test_ids_of_cityscapes():
     wanted = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
               28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
-    assert data.TRAIN_ID.tolist() == [wanted.get(i, 255) for i in range(256)]
+    assert files.TRAIN_ID.tolist() == [wanted.get(i, 255) for i in range(256)]

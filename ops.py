@@ -68,18 +68,21 @@ def conv_7x1_1x7(C, stride, affine, copies):
 
 
 class HalfConvs(nn.Module):
-    """Two 1x1 convolutions of stride 2, one of the even pixels, one of the odd ones, to C_out/2 channels each."""
+    """Two 1x1 convolutions, one of the even pixels, one of the odd ones, to C_out/2 channels each. AvgPool2d(1, 2) takes every
+    other pixel; with stride 2 instead, PyTorch's CPU kernel writes outside its memory in the backward pass (8 or 12
+    channels in channels_last, maps of 56 x 56 and larger; seen in 2.9 and 2.14)."""
 
     def __init__(self, C_in, C_out, copies):
         super().__init__()
         self.copies = copies
-        self.even = conv(copies * C_in, copies * C_out // 2, 1, stride=2, groups=copies)
-        self.odd = conv(copies * C_in, copies * C_out // 2, 1, stride=2, groups=copies)
+        self.every_other = nn.AvgPool2d(1, 2)
+        self.even = conv(copies * C_in, copies * C_out // 2, 1, groups=copies)
+        self.odd = conv(copies * C_in, copies * C_out // 2, 1, groups=copies)
 
     def forward(self, x):  # (B, E*C_in, H, W)
-        even = self.even(x)  # (B, E*C_out/2, ceil(H/2), ceil(W/2))
+        even = self.even(self.every_other(x))  # (B, E*C_out/2, ceil(H/2), ceil(W/2))
         # The odd pixels start at 1; a zero at right and bottom stands for the one that an odd size lacks.
-        odd = self.odd(F.pad(x, (-1, 1, -1, 1)))
+        odd = self.odd(self.every_other(F.pad(x, (-1, 1, -1, 1))))
         halves = zip(even.chunk(self.copies, 1), odd.chunk(self.copies, 1))
         return torch.cat([half for pair in halves for half in pair], 1)  # (B, E*C_out, ceil(H/2), ceil(W/2))
 

@@ -202,7 +202,8 @@ def main(args):
             result = utils.finite(alpha_meter.result(), epoch, step, args.task)
             summary |= {f"alpha_{name}": value for name, value in result.items()}
         history.append({"epoch": epoch, "lr": lr, **summary, **health})
-        log.write(**history[-1], genotype=genotype._asdict(), seconds=round(seconds, 1))
+        counts = {"unreadable": len(train.unreadable), "seconds": round(seconds, 1)}
+        log.write(**history[-1], genotype=genotype._asdict(), **counts)
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
         for i, cell in enumerate(("normal", "reduction")):
             print(f"  {cell} cell: alpha entropy {health['entropy'][i]:.4f}, skips {health['skips'][i]}, "

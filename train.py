@@ -246,7 +246,7 @@ def main(args, load=data.load):
         seconds += time.time() - start
         summary = {**{f"train_{name}": value for name, value in meter.result().items()}, **result}
         history.append({"epoch": epoch, "lr": lr, **summary})
-        log.write(**history[-1], seconds=round(seconds, 1))
+        log.write(**history[-1], unreadable=len(train.unreadable), seconds=round(seconds, 1))
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
         steps_done, meter_state = 0, ()
         save(epoch, steps_done, seconds, history, meter_state)
@@ -258,7 +258,7 @@ def main(args, load=data.load):
         "arch": arch, "space": space, "genotype": genotype._asdict(), "task": args.task, "dataset": args.dataset,
         "seed": args.seed, "metric": task.metric, "higher_is_better": task.higher_is_better,
         "best": best, "final": scores[-1], "params": params, "macs": macs, "seconds": round(seconds, 1),
-        "epochs": history, "identity": identity, **header,
+        "unreadable": len(train.unreadable), "epochs": history, "identity": identity, **header,
     }  # fmt: skip
     utils.write_json(out / "result.json", result)
     print(f"{task.metric}: best {best:.2f}, last {scores[-1]:.2f}, {utils.clock(seconds)}; {out / 'result.json'}")

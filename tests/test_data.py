@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import tarfile
@@ -11,8 +12,11 @@ from PIL import Image, ImageOps
 
 import data
 import files
+import predict
 import pretext
+import search
 import shapes
+import train
 from errors import InputError
 
 
@@ -641,3 +645,69 @@ def test_ids_of_cityscapes():
     wanted = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
               28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
     assert files.TRAIN_ID.tolist() == [wanted.get(i, 255) for i in range(256)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# whole runs on files
+
+SMALL = ["--size", "72", "--stem", "cifar", "--width", "4", "--layers", "2", "--epochs", "1", "--device", "cpu"]
+
+
+def run(script, *argv):
+    return script.main(script.parse_args([*SMALL, *map(str, argv)]))
+
+
+@pytest.mark.parametrize("name", ["cls", "rot", "col", "jig"])
+def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
+    for k in range(2):
+        cut(imagenet / f"train/n02/{k:02}.JPEG")
+    argv = ["--dataset", "imagenet", "--data", imagenet, "--task", name, "--batch_size", 7, "--workers", 0]
+    run(search, *argv, "--alpha_start", 0, "--out", tmp_path / "s")
+    result = run(train, *argv, "--arch", tmp_path / "s" / "genotype.json", "--auxiliary", 0, "--out", tmp_path / "t")
+    assert 0 <= result["final"] <= 100 and result["unreadable"] == 2
+    line = json.loads((tmp_path / "t" / "log.jsonl").read_text().splitlines()[-1])
+    assert line["unreadable"] == 2
+    cut(imagenet / "val/n01/2.JPEG")
+    with pytest.raises(InputError, match="val/n01/2.JPEG: unreadable"):
+        run(train, *argv, "--arch", "darts_v2", "--auxiliary", 0, "--out", tmp_path / "u")
+    assert not (tmp_path / "u" / "result.json").exists()
+
+
+def test_imagenet22k_evaluates_on_the_held_out_half(imagenet, tmp_path, capsys):
+    argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot", "--batch_size", 7, "--workers", 0]
+    run(search, *argv, "--out", tmp_path / "s")
+    run(train, *argv, "--arch", "darts_v2", "--out", tmp_path / "t")
+    assert "14 images to train, 14 to evaluate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["seg", "rot"])
+def test_runs_on_street_scenes(streets, tmp_path, name):
+    argv = ["--dataset", "cityscapes", "--data", streets, "--task", name, "--batch_size", 3, "--workers", 0]
+    run(search, *argv, "--out", tmp_path / "s")
+    result = run(train, *argv, "--arch", tmp_path / "s" / "genotype.json", "--out", tmp_path / "t")
+    assert result["final"] >= 0
+    if name == "seg":
+        assert len(result["epochs"][-1]["iou"]) == 19
+        predict.main(predict.parse_args([str(tmp_path / "t"), "--images", "2"]))
+        assert Image.open(tmp_path / "t" / "predictions.png").width > 500
+    else:
+        with pytest.raises(InputError, match="was trained on rot"):
+            predict.main(predict.parse_args([str(tmp_path / "t")]))
+
+
+def test_masks_stay_aligned_through_a_training(streets, tmp_path, monkeypatch):
+    """What the network gets in training still shows, at each pixel that counts, the colour of its class."""
+    seen = []
+
+    def watch(self, images, masks, index, train, prepare=pretext.Segmentation.prepare):
+        x, y = prepare(self, images, masks, index, train)
+        colors = ((x.permute(0, 2, 3, 1) * self.std + self.mean) * 255).round()
+        nearest = torch.cdist(colors.flatten(0, 2), torch.from_numpy(COLORS).float()).argmin(1).view(y.shape)
+        agrees = (WANTED[nearest] == y)[(y != 255)].float()
+        seen.append(agrees.mean().item())
+        return x, y
+
+    monkeypatch.setattr(pretext.Segmentation, "prepare", watch)
+    argv = ["--dataset", "cityscapes", "--data", streets, "--task", "seg", "--batch_size", 4, "--workers", 0]
+    run(train, *argv, "--arch", "darts_v2", "--epochs", 2, "--out", tmp_path / "t")
+    assert len(seen) >= 8 and min(seen) > 0.95  # all but some pixels at the borders between regions

@@ -1,5 +1,8 @@
 """The supernet against its edge-by-edge form; fixed networks; what acts on them in training."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -160,3 +163,17 @@ def test_counting_leaves_nothing_behind():
 
     assert utils.count_macs(build, Task) == 32 * 32 * 8 * 27 + 80
     assert utils.count_params(build()) == 8 * 27 + 8 + 90
+
+
+def test_a_reduction_of_eight_channels_on_a_large_map():
+    """In a process of its own, as it ends by a signal where the CPU kernel of a 1x1 convolution of stride 2 is wrong."""
+    code = """
+import torch
+from ops import factorized_reduce
+op = factorized_reduce(8, 8, affine=True).to(memory_format=torch.channels_last)
+for _ in range(3):
+    x = torch.randn(8, 72, 72, 8).permute(0, 3, 1, 2).requires_grad_()
+    op(x).sum().backward()
+    junk = [torch.randn(n) for n in range(1000, 100000, 1237)]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -68,8 +68,8 @@ def conv_7x1_1x7(C, stride, affine, copies):
 
 
 class HalfConvs(nn.Module):
-    """Two 1x1 convolutions, one of the even pixels, one of the odd ones, to C_out/2 channels each. AvgPool2d(1, 2) takes every
-    other pixel; with stride 2 instead, PyTorch's CPU kernel writes outside its memory in the backward pass (8 or 12
+    """Two 1x1 convolutions, one of the even pixels, one of the odd ones, to C_out/2 channels each. AvgPool2d(1, 2) takes
+    every other pixel; with stride 2 instead, PyTorch's CPU kernel writes outside its memory in the backward pass (8 or 12
     channels in channels_last, maps of 56 x 56 and larger; seen in 2.9 and 2.14)."""
 
     def __init__(self, C_in, C_out, copies):

@@ -242,8 +242,9 @@ def job_numbers(n):
     import torch.distributed
 
     store, _, _ = next(torch.distributed.rendezvous("env://"))
+    counter = f"next_job{os.environ['TORCHELASTIC_RESTART_COUNT']}"  # the store outlives ranks that torchrun starts again
     os.environ.update(WORLD_SIZE="1", RANK="0")  # every rank trains on its own
-    while (k := store.add("next_job", 1) - 1) < n:
+    while (k := store.add(counter, 1) - 1) < n:
         yield k
 
 

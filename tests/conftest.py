@@ -1,4 +1,6 @@
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests at a time, one thread each; before torch is imported
 from pathlib import Path
 
 import pytest

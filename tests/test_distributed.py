@@ -19,6 +19,7 @@ import utils
 from errors import InputError
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.xdist_group("ranks")  # which one process starts for all of these tests
 
 
 def torchrun(processes, *argv, **kwargs):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from genotypes import NASBENCH_OPS, NASBenchCell, load_archs, nasbench_hash, par
 from model_eval import build_network, vertex_channels
 from pretext import PooledHead
 
+TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C, 10))
 ROOT = Path(__file__).parent.parent
 UNIQUE = {2: 1, 3: 6, 4: 84, 5: 2441, 6: 62010}  # cells by vertices, as published
 OPTIONS = ["--width", "4", "--layers", "3", "--limit", "40", "--size", "8", "--batch_size", "10", "--device", "cpu"]
@@ -95,7 +97,7 @@ def test_darts_costs_add_up_and_limits_hold():
     genotype = sample.draw_darts(rng)
 
     def build():
-        return build_network(genotype, 16, 20, "cifar", 3, lambda C: PooledHead(C, 10))
+        return build_network(genotype, 16, 20, "cifar", TASK)
 
     with torch.device("meta"):
         params = utils.count_params(build())
@@ -140,12 +142,12 @@ def test_channels_and_the_cell_that_broke_others():
     direct = to_cell([(0, 1), (1, 2), (0, 2)], ["input", "conv3x3-bn-relu", "output"])  # an add onto a ReLU's output
     alone = to_cell([(0, 1)], ["input", "output"])
     for cell, stem, size in ((fan, "cifar", 12), (direct, "cifar", 8), (direct, "imagenet", 64), (alone, "cifar", 8)):
-        network = build_network(cell, 6, 3, stem, 3, lambda C: PooledHead(C, 10))
+        network = build_network(cell, 6, 3, stem, TASK)
         network(torch.randn(2, 3, size, size)).sum().backward()
         assert all(p.grad is not None for p in network.parameters())
     for layers, auxiliary, message in ((4, 0, "--layers 4"), (3, 10, "--auxiliary")):
         with pytest.raises(InputError, match=message):
-            build_network(direct, 6, layers, "cifar", 3, lambda C: PooledHead(C, 10), auxiliary)
+            build_network(direct, 6, layers, "cifar", TASK, auxiliary)
 
 
 @pytest.mark.slow
@@ -155,7 +157,7 @@ def test_paper_lists_train(shared_data, name):
     assert len(archs) == 500
     x = torch.randn(2, 3, 8, 8)
     for arch in archs.values():
-        network = build_network(arch, 8, 3, "cifar", 3, lambda C: PooledHead(C, 10))
+        network = build_network(arch, 8, 3, "cifar", TASK)
         loss = network(x).logsumexp(1).sum()
         loss.backward()
         assert loss.isfinite() and network.head.classifier.weight.grad.isfinite().all()

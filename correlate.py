@@ -313,8 +313,10 @@ def curves(space, table, key, out, draw, xlabel, ylabel):
 
 def draw_experiments(ax, curve, style):
     m, mean, std = np.array(curve).T
-    ax.plot(np.log2(m), mean, marker="o", ms=4, **style)
-    ax.fill_between(np.log2(m), mean - 2 * std, mean + 2 * std, color=style["color"], alpha=0.07, linewidth=0)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.plot(m, mean, marker="o", ms=4, **style)
+    ax.fill_between(m, mean - 2 * std, mean + 2 * std, color=style["color"], alpha=0.07, linewidth=0)
 
 
 def draw_epochs(ax, rhos, style):
@@ -363,7 +365,9 @@ def draw_figures(tables, out):
             names.append(scatter(tables, a, tasks, (b, "cls"), out, name.replace("/", "_")))
     for space, table in tables.items():
         names.append(matrix(space, table, out))
-        names.append(curves(space, table, "experiments", out, draw_experiments, "experiment size (log2)", "{} of the best"))
+        names.append(
+            curves(space, table, "experiments", out, draw_experiments, "architectures in an experiment", "{} of the best")
+        )
         names.append(curves(space, table, "epochs", out, draw_epochs, "training epoch", "rho with {}"))
     return [name for name in names if name]
 

@@ -365,9 +365,7 @@ def draw_figures(tables, out):
             names.append(scatter(tables, a, tasks, (b, "cls"), out, name.replace("/", "_")))
     for space, table in tables.items():
         names.append(matrix(space, table, out))
-        names.append(
-            curves(space, table, "experiments", out, draw_experiments, "architectures in an experiment", "{} of the best")
-        )
+        names.append(curves(space, table, "experiments", out, draw_experiments, "architectures drawn", "{} of the best"))
         names.append(curves(space, table, "epochs", out, draw_epochs, "training epoch", "rho with {}"))
     return [name for name in names if name]
 

@@ -19,6 +19,7 @@ import argparse
 import copy
 import hashlib
 import os
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -54,6 +55,7 @@ from shapes import SHAPES, load_shapes
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by training alone and a
 # search never sees the images that its cell is evaluated on.
 SPLIT_SEED = 0
+HELD_OUT_22K = 50_000  # images of the held-out half of ImageNet-22K to evaluate on
 HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
 MAX_BYTES = 16 * 2**30  # of pixels in memory
@@ -141,8 +143,8 @@ class FileSet:
     def fetch(self, parts, task, seed, device):
         loader = DataLoader(
             Reader(self, task, seed), batch_size=None, sampler=(part.numpy() for part in parts), num_workers=self.workers,
-            multiprocessing_context="fork" if self.workers else None, pin_memory=torch.device(device).type == "cuda",
-            generator=torch.Generator(), collate_fn=lambda batch: batch,
+            multiprocessing_context="fork" if self.workers else None, worker_init_fn=ignore_sigterm,
+            pin_memory=torch.device(device).type == "cuda", generator=torch.Generator(), collate_fn=lambda batch: batch,
         )  # fmt: skip
         seen = broken = 0
         for batch in loader:
@@ -156,7 +158,9 @@ class FileSet:
                 if path not in self.broken and len(self.broken) < 5:
                     print(f"left out, unreadable: {path} ({reason})", flush=True)
                 self.broken[path] = reason
-            if images is None or broken > max(10, MAX_UNREADABLE * seen):
+            if images is None:
+                raise InputError(f"a whole batch of {len(index)} images is unreadable, first {unreadable[0][0]}")
+            if broken > max(10, MAX_UNREADABLE * seen):
                 raise InputError(f"{broken} of {seen} images below {self.root} are unreadable, first {unreadable[0][0]}")
             yield images, self.labels[index].long() if task.uses == "labels" else masks, index
 
@@ -169,6 +173,10 @@ class FileSet:
                 self.formats[found] += 1
             else:
                 self.broken[self.path(i)] = error
+
+
+def ignore_sigterm(worker):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the process that trains, and ends its workers when it is done
 
 
 class Reader:
@@ -203,7 +211,7 @@ def load(name: str, path=None, size: int = 32, limit: int | None = None, downloa
     train, test = read(name, path, size, limit, download)
     check(path, train, test)
     if workers is None:
-        workers = min(8, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        workers = min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     train.workers = workers
     if test is not None:
         test.workers = workers

@@ -189,7 +189,7 @@ class Names:
 def cache_locked_for(root):
     """The cache folder and the key of a data set in it. One process at a time is let in; the others wait, and find what it
     has made."""
-    key = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{os.uname().nodename}:{os.path.abspath(root)}")).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "unnas"
     try:
         cache.mkdir(parents=True, exist_ok=True)

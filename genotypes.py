@@ -346,14 +346,6 @@ def short_name(text: str) -> str:
     return (path.parent.name if path.name == "genotype.json" else path.stem).removeprefix("search_")
 
 
-def save_genotype(path, genotype: Genotype, **meta):
-    """Writes genotype.json; a reader sees the old file or the new one, never half of one."""
-    entry = {**to_entry(genotype), "meta": meta}
-    partial = Path(f"{path}.tmp")
-    partial.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def to_text(genotype: Genotype | NASBenchCell) -> str:
     if isinstance(genotype, NASBenchCell):
         matrix, ops = genotype

@@ -53,7 +53,7 @@ class MixedEdges(nn.Module):
         mixed = add(outputs).permute(0, 2, 3, 1).unflatten(3, (self.copies, self.C))  # a view, in channels_last
         for name, op in self.shared.items():
             y = op(x).permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
-            mixed = torch.addcmul(mixed, y, weight[name][:, None])  # (B, h, w, E, C)
+            mixed = torch.addcmul(mixed, y, weight[name][:, None].to(y.dtype))  # (B, h, w, E, C)
         # unbind, as the backward of a slice would fill a tensor of this size with zeros for each edge
         return [edge.permute(0, 3, 1, 2) for edge in mixed.unbind(3)]  # E x (B, C, h, w)
 
@@ -62,7 +62,7 @@ def scaled_bn(bn, x, weight):
     """Non-affine BN of E copies (B, E*C, h, w), times weight (E,)."""
     weight = weight.repeat_interleave(x.shape[1] // len(weight))
     if isinstance(bn, nn.SyncBatchNorm):
-        return bn(x) * weight[:, None, None]
+        return bn(x) * weight[:, None, None].to(x.dtype)
     return F.batch_norm(x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps)
 
 

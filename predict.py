@@ -15,6 +15,7 @@ import errors
 import genotypes
 import model_eval
 import pretext
+import utils
 from errors import InputError, at_least
 
 
@@ -37,7 +38,7 @@ def main(args):
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
     genotype = genotypes.load_arch(str(run / "result.json"))
     network = model_eval.build_network(genotype, saved.width, saved.layers, saved.stem, task).eval()
-    network.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["network"])
+    network.load_state_dict(utils.load_checkpoint(run, {})["network"])
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt

@@ -129,7 +129,7 @@ class Task:
     in_channels, inputs_per_target, reductions = 3, 1, 2
     classifies_inputs = True  # one target for each input of the network, as an auxiliary classifier needs it
     uses: str | None = None  # "labels" or "masks", what it reads of a data set besides images
-    crop = "area"  # how images on disk are cut: windows of random area, or random windows of the image (see data.py)
+    crop = "area"  # how images on disk are cut: windows of random area, or random windows of the image (see files.py)
     metric, higher_is_better = "top1", True  # the entry of `metrics` that counts: percent of correct targets
 
     def __init__(self, data, size, grid, search, device):

@@ -32,12 +32,14 @@ DEFAULTS = {
     "cifar10": dict(size=32, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
     "folder": dict(size=32, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
     "imagenet": dict(size=224, layers=8, epochs=2, alpha_start=1, batch_size=64, lr=0.1, alpha_lr=3e-4, weight_decay=3e-5),
-    "imagenet22k": dict(size=224, layers=8, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5),
+    "imagenet22k": dict(
+        size=224, layers=8, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5, save_every=2000
+    ),
     "cityscapes": dict(size=321, layers=12, epochs=400, batch_size=32, lr=0.1, alpha_lr=3e-4),
 }
 # Tasks with half of the batch size and of both learning rates
 HALVED = {"imagenet": ("rot", "jig"), "imagenet22k": ("rot", "jig"), "cityscapes": ("rot", "col")}
-COMMON = dict(width=16, weight_decay=3e-4, grad_clip=5.0, alpha_weight_decay=1e-3, alpha_start=0)
+COMMON = dict(save_every=0, width=16, weight_decay=3e-4, grad_clip=5.0, alpha_weight_decay=1e-3, alpha_start=0)
 
 
 def settings(dataset, task):
@@ -83,7 +85,7 @@ def parse_args(argv=None):
 def main(args):
     # --- set-up
     device = utils.setup(args)
-    utils.share_of_batch(args.batch_size)
+    utils.check_batch_size(args.batch_size)
     if args.alpha_start >= args.epochs:
         raise InputError(f"--alpha_start {args.alpha_start}: with --epochs {args.epochs} the alphas would never be trained")
     out = utils.open_run(args, f"search_{args.dataset}_{args.task}_s{args.seed}")
@@ -92,7 +94,9 @@ def main(args):
     train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device, search=True)
     w_half, alpha_half = data.halves(len(train), args.seed)
-    test, test_part = (test, None) if test else (train, alpha_half)  # ImageNet-22K has no evaluation images
+    test_part = None
+    if not test:  # ImageNet-22K has no evaluation images
+        test, test_part = train, alpha_half[data.choose(len(alpha_half), data.HELD_OUT_22K)]
     split = data.split_hash(train, w_half, alpha_half)
     steps = len(w_half) // args.batch_size
     if not steps:
@@ -126,6 +130,8 @@ def main(args):
         utils.restore_rng(state, device, args)
         print(f"resumed after epoch {epochs_done}" + (f" and {steps_done} steps" if steps_done else ""))
 
+    utils.check_same("the checkpoint in --out and the images in --data", (epochs_done, steps_done, split))
+
     # --- loop
     environment = utils.environment(device)
     log = utils.Log(out, {"args": vars(args), **environment, "split": split}, epochs_done, steps_done)
@@ -145,8 +151,7 @@ def main(args):
     def write_genotype(genotype, epoch, **more):
         meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,
                 "seconds": round(seconds, 1), **environment, "history": history, **more}  # fmt: skip
-        if not utils.rank():
-            genotypes.save_genotype(out / "genotype.json", genotype, **meta)
+        utils.write_json(out / "genotype.json", {**genotypes.to_entry(genotype), "meta": meta})
 
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
@@ -188,9 +193,10 @@ def main(args):
             w_meter.update(loss, logits, y)
 
             progress.step(epoch, step, lambda: utils.finite(w_meter.result(), epoch, step, args.task))
-            if utils.stop_requested():
-                meters = [w_meter.state(), alpha_meter.state()]
-                save(epoch - 1, step, seconds + time.time() - start, history, meters)
+            stopping = utils.stop_requested()
+            if stopping or (args.save_every and step % args.save_every == 0):
+                save(epoch - 1, step, seconds + time.time() - start, history, [w_meter.state(), alpha_meter.state()])
+            if stopping:
                 utils.stop(out)
 
         utils.check_equal("alphas", alphas)
@@ -199,10 +205,10 @@ def main(args):
         seconds += time.time() - start
         summary = {f"w_{name}": value for name, value in w_meter.result().items()}
         if search_alphas:
-            result = utils.finite(alpha_meter.result(), epoch, step, args.task)
+            result = utils.finite(alpha_meter.result(), epoch, steps, args.task)
             summary |= {f"alpha_{name}": value for name, value in result.items()}
         history.append({"epoch": epoch, "lr": lr, **summary, **health})
-        counts = {"unreadable": len(train.unreadable), "seconds": round(seconds, 1)}
+        counts = {"unreadable": utils.count_unreadable(train), "seconds": round(seconds, 1)}
         log.write(**history[-1], genotype=genotype._asdict(), **counts)
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
         for i, cell in enumerate(("normal", "reduction")):

@@ -11,6 +11,7 @@ Writes result.json at the end.
 """
 
 import argparse
+import bisect
 import time
 
 import torch
@@ -51,7 +52,7 @@ SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper'
 LARGE = dict(size=224, batch_size=32, lr=0.0125, weight_decay=5e-5, nesterov=True)
 SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True, grad_clip=5.0)  # small, for a CPU
 SHAPES_SIZES = {"darts": dict(width=8, layers=4), "nasbench101": dict(width=16, layers=3)}
-COMMON = dict(size=32, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
+COMMON = dict(save_every=0, size=32, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
               label_smoothing=0.0, precise_bn=0)  # fmt: skip
 
 
@@ -71,19 +72,13 @@ def settings(recipe, dataset, task, space):
 PROGRESS = ("epoch", "step", "seconds", "history", "meter")  # how far a checkpoint is
 
 
-def widest(macs_at, max_macs):
+def widest(macs_at, max_macs, smallest=2):
     """The largest even width whose network needs at most that many MACs, which grow with the width."""
-    width = 2
-    if macs_at(width) > max_macs:
-        raise InputError(f"--max_macs {max_macs:.4g}: a network of width 2 needs {macs_at(2):.4g}")
-    step = 2
-    while macs_at(width + step) <= max_macs:
-        width, step = width + step, 2 * step
-    while step > 2:
-        step //= 2
-        if macs_at(width + step) <= max_macs:
-            width += step
-    return width
+    widths = range(smallest, 2048, 2)
+    fitting = bisect.bisect_right(widths, max_macs, key=macs_at)
+    if not fitting:
+        raise InputError(f"--max_macs {max_macs:.4g}: a network of width {smallest} needs {macs_at(smallest):.4g}")
+    return widths[fitting - 1]
 
 
 def parse_args(argv=None):
@@ -91,7 +86,7 @@ def parse_args(argv=None):
     parser.add_argument("--arch", required=True, help="a name (darts_v2), a genotype.json, or archs.json:ID")
     parser.add_argument("--task", choices=list(pretext.TASKS), default="cls", help="cls needs labels, seg masks")
     parser.add_argument("--recipe", choices=["evaluation", "sample"], default="evaluation",
-                        help="settings for cls: those of the search-based or of the sample-based study")  # fmt: skip
+                        help="settings of the search-based study (for cls and seg) or of the sample-based one")  # fmt: skip
     group = parser.add_argument_group("data")
     data.add_arguments(group)
     group = parser.add_argument_group("model (default: the table at the top of this script)")
@@ -132,7 +127,7 @@ def main(args, load=data.load):
     defaults = settings(args.recipe, args.dataset, args.task, space)
     defaults.pop("width" if args.max_macs else "max_macs" if args.width else None, None)
     utils.fill_defaults(args, defaults)
-    utils.share_of_batch(args.batch_size, args.accumulate)
+    utils.check_batch_size(args.batch_size, args.accumulate)
     utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
@@ -142,6 +137,7 @@ def main(args, load=data.load):
     train, test = load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
     if not test:  # ImageNet-22K has no evaluation images
         train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
+        test = test.subset(data.choose(len(test), data.HELD_OUT_22K))
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)
     split = data.split_hash(train, test)
     steps = len(train) // args.batch_size
@@ -153,7 +149,8 @@ def main(args, load=data.load):
         return model_eval.build_network(genotype, width or args.width, args.layers, args.stem, task, auxiliary_classes)
 
     if not args.width:
-        args.width = widest(lambda width: utils.count_macs(lambda: build(width=width), task), args.max_macs)
+        smallest = 2 if space == "darts" else 8  # up to five vertices share the channels
+        args.width = widest(lambda width: utils.count_macs(lambda: build(width=width), task), args.max_macs, smallest)
     macs = utils.count_macs(build, task)
     with torch.device("meta"):
         params = utils.count_params(build())  # without the auxiliary head, as in the paper
@@ -173,7 +170,9 @@ def main(args, load=data.load):
 
     # --- resume
     identity = utils.identity_of(args, split=split, genotype=genotypes.to_text(genotype).replace("\n", " "))
-    if args.resume and (out / "result.json").exists():
+    finished = args.resume and (out / "result.json").exists()
+    utils.check_same("whether --out holds a finished run", finished)
+    if finished:
         result = genotypes.read_json(out / "result.json")
         utils.check_identity(out / "result.json", result.get("identity", {}), identity)
         print(f"finished: {out / 'result.json'}")
@@ -187,6 +186,8 @@ def main(args, load=data.load):
         epochs_done, steps_done, seconds, history, meter_state = (state[k] for k in PROGRESS)
         utils.restore_rng(state, device, args)
         print(f"resumed after epoch {epochs_done}" + (f" and {steps_done} steps" if steps_done else ""))
+
+    utils.check_same("the checkpoint in --out and the images in --data", (epochs_done, steps_done, split))
 
     # --- loop
     header = {"args": vars(args), **utils.environment(device), "split": split}
@@ -232,21 +233,25 @@ def main(args, load=data.load):
             scaler.step(optimizer)
             scaler.update()
             progress.step(epoch, step, lambda: utils.finite(meter.result(), epoch, step, args.task))
-            if utils.stop_requested():
+            stopping = utils.stop_requested()
+            if stopping or (args.save_every and step % args.save_every == 0):
                 save(epoch - 1, step, seconds + time.time() - start, history, meter.state())
+            if stopping:
                 utils.stop(out)
 
         if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
-            some = data.choose(len(train), max(args.precise_bn, args.batch_size))
-            some = data.batches(train, task, args.batch_size, device, some, (args.seed, epoch))
-            update_bn((task.prepare(*batch, train=True)[0] for batch in some), network)
+            part = args.batch_size // args.accumulate
+            some = data.choose(len(train), max(args.precise_bn, part))
+            some = data.batches(train, task, part, device, some, (args.seed, epoch))
+            with autocast:
+                update_bn((task.prepare(*batch, train=True)[0] for batch in some), network)
         result = utils.evaluate(network, task, data.batches(test, task, args.batch_size, device), autocast)
         result = utils.finite(result, epoch, steps, args.task)
         seconds += time.time() - start
         summary = {**{f"train_{name}": value for name, value in meter.result().items()}, **result}
         history.append({"epoch": epoch, "lr": lr, **summary})
-        log.write(**history[-1], unreadable=len(train.unreadable), seconds=round(seconds, 1))
+        log.write(**history[-1], unreadable=utils.count_unreadable(train), seconds=round(seconds, 1))
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
         steps_done, meter_state = 0, ()
         save(epoch, steps_done, seconds, history, meter_state)
@@ -258,7 +263,7 @@ def main(args, load=data.load):
         "arch": arch, "space": space, "genotype": genotype._asdict(), "task": args.task, "dataset": args.dataset,
         "seed": args.seed, "metric": task.metric, "higher_is_better": task.higher_is_better,
         "best": best, "final": scores[-1], "params": params, "macs": macs, "seconds": round(seconds, 1),
-        "unreadable": len(train.unreadable), "epochs": history, "identity": identity, **header,
+        "unreadable": utils.count_unreadable(train), "epochs": history, "identity": identity, **header,
     }  # fmt: skip
     utils.write_json(out / "result.json", result)
     print(f"{task.metric}: best {best:.2f}, last {scores[-1]:.2f}, {utils.clock(seconds)}; {out / 'result.json'}")

@@ -34,6 +34,8 @@ def add_run_arguments(group):
     group.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 with scaled losses, for older GPUs")
     group.add_argument("--sync_bn", action="store_true", help="BN statistics over the images of all ranks (GPUs only)")
     group.add_argument("--resume", action="store_true", help="continue the run in --out; start it if there is none")
+    group.add_argument("--save_every", type=at_least(0, int), metavar="STEPS",
+                       help="save within an epoch, too (default: 0, only at its end; ImageNet-22K: 2000)")  # fmt: skip
     group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="steps between two lines")
 
 
@@ -47,14 +49,13 @@ def fill_defaults(args, defaults):
 def setup(args):
     """Joins the other ranks if torchrun started us, seeds everything and returns the device."""
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max_restarts: go on where the ranks stopped
-        args.resume = True
     try:
         device = torch.device(args.device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
         if device.type == "cuda" and world > 1:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
@@ -65,6 +66,8 @@ def setup(args):
         join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         if rank():
             sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
+    # torchrun --max_restarts: go on where the ranks stopped. On several nodes not all count the same restarts.
+    args.resume = any(gather(args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
     if threading.current_thread() is threading.main_thread():  # the only one that may
         signal.signal(signal.SIGTERM, ask_to_stop)
     seed_everything(args.seed)
@@ -76,7 +79,7 @@ def setup(args):
 
 
 def join_ranks(backend):
-    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         dist.init_process_group(backend)
         return
     # On one machine, where all ranks count the same restarts: torchrun keeps its store when it starts the ranks
@@ -86,12 +89,12 @@ def join_ranks(backend):
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
-def share_of_batch(batch_size, parts=1):
-    """InputError if the ranks (and the parts of --accumulate) cannot divide a batch evenly."""
-    share, rest = divmod(batch_size, parts * world_size())
-    if rest or share < 2:  # BN over a single value is undefined
-        raise InputError(f"--batch_size {batch_size}: {parts * world_size()} equal parts of 2 or more images are needed, by "
-                         "the number of processes (and --accumulate)")  # fmt: skip
+def check_batch_size(batch_size, accumulate=1):
+    """InputError if the ranks, and the parts of --accumulate, cannot share a batch evenly."""
+    parts = accumulate * world_size()
+    if batch_size % parts or batch_size < 2 * parts:  # BN over a single value is undefined
+        raise InputError(f"--batch_size {batch_size} does not divide into {parts} equal parts (processes x --accumulate) of "
+                         "at least 2 images")  # fmt: skip
 
 
 def seed_everything(seed):
@@ -177,6 +180,17 @@ def average_statistics(network):
     average([buffer for buffer in network.buffers() if buffer.is_floating_point()])
 
 
+def check_same(what, value):
+    """InputError if the ranks found different things on their disks."""
+    values = gather(value)
+    if any(other != values[0] for other in values):
+        raise InputError(f"the processes disagree on {what} ({values}): both must be the same for all of them")
+
+
+def count_unreadable(data):
+    return len(set().union(*gather(data.unreadable)))
+
+
 def check_equal(name, tensor):
     """RuntimeError if the ranks hold different values of what they must agree on."""
     first, *others = gather(tensor.detach().cpu())
@@ -199,7 +213,6 @@ stop_asked = False
 def ask_to_stop(signum, frame):
     global stop_asked
     stop_asked = True
-    signal.signal(signum, signal.SIG_DFL)  # a second one ends it at once
 
 
 def stop_requested():
@@ -211,7 +224,9 @@ def stop_requested():
 
 
 def stop(out):
-    print(f"stopped by SIGTERM; the same command with --resume goes on from {out / 'checkpoint.pt'}", file=sys.stderr)
+    if not rank():
+        print(f"stopped by SIGTERM; the same command with --resume goes on from {out / 'checkpoint.pt'}", file=sys.stderr)
+    finish()  # the first rank to end makes torchrun end the others, so rank 0 has to be done with the checkpoint
     sys.exit(STOPPED)
 
 
@@ -253,18 +268,19 @@ class Meter:
     """Sums loss and scores on the device; the host waits for them only in `result`, where the ranks' sums are added."""
 
     def __init__(self, task, *before):
-        """`before`: the `state` of a meter to go on from."""
-        self.task, self.loss, self.scores, self.before = task, 0.0, 0, before or (0.0, 0)
+        """`before`: the `state` of a meter to go on from, whose sums are those of all ranks."""
+        self.task = task
+        self.loss, self.scores = before if before and not rank() else (0.0, 0)
 
     def update(self, loss, logits, targets):
         scores = self.task.score(logits.detach(), targets)
         self.loss = self.loss + loss.detach().double() * scores[-1]
-        self.scores = self.scores + scores
+        self.scores = torch.as_tensor(self.scores, device=scores.device) + scores
 
     def state(self):
         """(loss, scores) so far, of all ranks."""
         mine = [value.cpu() if isinstance(value, torch.Tensor) else value for value in (self.loss, self.scores)]
-        return [sum(values) for values in zip(self.before, *gather(mine))]
+        return [sum(values) for values in zip(*gather(mine))]
 
     def result(self):
         """{"loss": mean, and what the task measures}"""
@@ -366,7 +382,19 @@ def open_run(args, default_name):
     return out
 
 
-WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic"}
+WHERE_AND_HOW = {
+    "arch",
+    "out",
+    "resume",
+    "device",
+    "print_every",
+    "data",
+    "download",
+    "workers",
+    "deterministic",
+    "accumulate",
+    "save_every",
+}
 
 
 def identity_of(args, **more):

@@ -13,6 +13,7 @@ import pretext
 import search
 import train
 import utils
+from errors import InputError
 from genotypes import load_arch
 
 SMALL = ["--width", "4", "--layers", "2", "--device", "cpu", "--epochs", "1"]
@@ -81,6 +82,24 @@ def whole_runs(out):
         train.main(train.parse_args([*argv, "--arch", "darts_v2", "--out", str(out / f"train_{task}")]))
 
 
+def run_with_nan(out):
+    """The inputs of the last rank alone are not numbers; all ranks must say so."""
+    plain = pretext.Rotation.prepare
+
+    def prepare(self, *batch, train):
+        x, y = plain(self, *batch, train=train)
+        return x * float("nan") if utils.rank() == utils.world_size() - 1 else x, y
+
+    pretext.Rotation.prepare, error = prepare, None
+    try:
+        argv = [*SMALL, "--arch", "darts_v2", "--task", "rot", "--limit", "40", "--batch_size", "10", "--print_every", "1"]
+        train.main(train.parse_args([*argv, "--out", str(out)]))
+    except InputError as raised:
+        error = str(raised)
+    pretext.Rotation.prepare = plain
+    return utils.gather(error)
+
+
 def stopped_run(out):
     """SIGTERM reaches one rank alone in the second step; all stop after it. Then the same run undisturbed and resumed."""
     argv = [*SMALL, "--arch", "darts_v2", "--limit", "60", "--batch_size", "12", "--epochs", "2"]
@@ -114,6 +133,7 @@ def main(out):
         found["without"] = exact_search(out / "without", reduce_alphas=False)
         whole_runs(out)
         found["stopped"] = stopped_run(out)
+        found["nan"] = run_with_nan(out / "nan")
     utils.write_json(out / "found.json", found)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import photo
 from PIL import Image, ImageOps
 
 import data
@@ -25,13 +26,6 @@ def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "unnas"
-
-
-def photo(width, height, seed=0):
-    """Something smooth, so that JPEG keeps it: red grows to the right, green downwards."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    blue = np.full_like(x, (seed * 37 % 256) / 255)
-    return Image.fromarray((np.stack([x, y, blue], -1) * 255).astype(np.uint8))
 
 
 @pytest.fixture
@@ -262,31 +256,6 @@ def test_real_images(shared_data, tmp_path):
 
 def task(uses=None, crop="area", size=32):
     return SimpleNamespace(uses=uses, crop=crop, size=size)
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    """ImageNet's layout with what its files are like; n01 has 8 images to train, n02 has 20, n03 none."""
-    root = tmp_path / "imagenet"
-    for folder in ("train/n01", "train/n02", "train/n03", "val/n01", "val/n02"):
-        (root / folder).mkdir(parents=True)
-    train = root / "train"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo(80, 60).save(train / "n01" / "really_a_png.JPEG", format="PNG")
-    photo(80, 60).convert("L").save(train / "n01" / "grey.JPEG")
-    photo(80, 60).convert("CMYK").save(train / "n01" / "cmyk.JPEG")
-    photo(80, 60).save(train / "n01" / "turned.JPEG", exif=exif)
-    photo(80, 60).save(train / "n01" / "broken_tags.JPEG", exif=b"Exif\0\0II*\0nonsense")
-    photo(80, 60).save(train / "n01" / "two_in_one.JPEG", format="MPO", save_all=True, append_images=[photo(80, 60)])
-    photo(1, 500).save(train / "n01" / "high.png")
-    photo(500, 1).save(train / "n01" / "wide.png")
-    for k in range(20):
-        photo(90 + k, 75, k).save(train / "n02" / f"{k:02}.JPEG")
-    (train / "n02" / "readme.txt").write_text("no image")
-    for k in range(5):
-        photo(80, 60).save(root / f"val/n0{1 + k % 2}/{k}.JPEG")
-    return root
 
 
 def cut(path):

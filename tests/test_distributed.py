@@ -96,6 +96,10 @@ def test_sigterm_to_one_rank_stops_all(found):
     assert_same_weights(out / "whole", out / "stopped")
 
 
+def test_a_loss_that_is_not_finite_ends_all(found):
+    assert len(found[2]["nan"]) == 2 and all("the loss is nan by epoch 1, step 1" in error for error in found[2]["nan"])
+
+
 def test_another_number_of_processes(found, tmp_path, capsys):
     import shutil
 
@@ -134,6 +138,40 @@ def test_a_killed_rank(tmp_path):
     assert killed["epochs"] == whole["epochs"] and killed["args"]["resume"] and not whole["args"]["resume"]
     for key, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(out)[key]), key
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun(imagenet, tmp_path):
+    """Which passes it to the ranks and to the workers that decode for them."""
+    argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet, "--size", "72", "--stem", "cifar"]
+    argv += [
+        "--alpha_start",
+        "0",
+        "--epochs",
+        "8",
+        "--batch_size",
+        "4",
+        "--print_every",
+        "1",
+        "--workers",
+        "1",
+        "--task",
+        "col",
+    ]
+    finished(torchrun(2, *argv, "--out", tmp_path / "whole", cwd=ROOT))
+    log = tmp_path / "stopped" / "log.jsonl"
+    process = torchrun(2, *argv, "--out", log.parent, cwd=ROOT)
+    while not log.exists() or '"epoch": 3, "step": 2' not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    err = finished(process, code=1)  # that of torchrun
+    assert "stopped by SIGTERM" in err and err.count("--resume goes on") == 1
+    finished(torchrun(2, *argv, "--out", log.parent, "--resume", cwd=ROOT))
+    whole, stopped = (json.loads((folder / "genotype.json").read_text()) for folder in (tmp_path / "whole", log.parent))
+    assert stopped["genotype"] == whole["genotype"]
+    for a, b in zip(whole["meta"]["history"], stopped["meta"]["history"], strict=True):
+        assert a["w_loss"] == pytest.approx(b["w_loss"], rel=1e-6)
 
 
 def read(path):

@@ -5,7 +5,8 @@ import pytest
 
 import genotypes
 from errors import InputError
-from genotypes import CELLS, load_arch, save_genotype
+from genotypes import CELLS, load_arch, to_entry
+from utils import write_json
 
 
 def entry_of(name):
@@ -25,7 +26,7 @@ def test_named_cells():
 
 
 def test_file_and_list(tmp_path):
-    save_genotype(tmp_path / "genotype.json", load_arch("pdarts"), task="rot")
+    write_json(tmp_path / "genotype.json", {**to_entry(load_arch("pdarts")), "meta": {"task": "rot"}})
     assert load_arch(str(tmp_path / "genotype.json")) == load_arch("pdarts")
     assert json.loads((tmp_path / "genotype.json").read_text())["meta"] == {"task": "rot"}
     assert [p.name for p in tmp_path.iterdir()] == ["genotype.json"]

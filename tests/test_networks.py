@@ -44,6 +44,16 @@ def test_supernet_equals_edge_by_edge(stem, size, layout):
     torch.testing.assert_close(supernet.eval()(x, alphas), oracle.eval()(x, alphas), rtol=1e-9, atol=1e-9)
 
 
+def test_synchronised_bn_gets_the_mixing_weights(monkeypatch):
+    """Converted, a supernet is the same function where the statistics are those of one process."""
+    supernet, alphas = Supernet(4, 2, "cifar", TASK), torch.randn(2, 14, 8)
+    x = torch.randn(4, 3, 8, 8)
+    expected = supernet(x, alphas)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
+    assert any(isinstance(bn, nn.SyncBatchNorm) for source in converted.cells[0].sources for bn in source.norms.values())
+    torch.testing.assert_close(converted(x, alphas), expected)
+
+
 def test_each_step_computes_its_own_gradients():
     supernet, alphas = Supernet(4, 2, "cifar", TASK), init_alphas("cpu")
     x = torch.randn(4, 3, 8, 8)

@@ -239,29 +239,49 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
         assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
-    """The signal arrives in the third step of the second epoch; the run ends after it, and goes on at the fourth."""
+@pytest.mark.parametrize("name, last", [("search", False), ("search", True), ("train", False)])
+def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name, last):
+    """The signal arrives in the third or last step of the second epoch; the run ends after it, and goes on at the next."""
     run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120]  # at least 6 steps an epoch
     run(*argv, "--out", tmp_path / "whole")
     plain, calls = utils.stop_requested, []
 
     def stop_requested():
         calls.append(1)
-        if len(calls) == steps + 3:
+        if len(calls) == steps + at:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain()
 
     steps = max(line.get("step", 0) for line in read_log(tmp_path / "whole"))
+    at = steps if last else 3
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.setattr(utils, "stop_requested", stop_requested)
         run(*argv, "--out", tmp_path / "stopped")
-    assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + 3 and steps >= 6
+    assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + at and steps >= 6
     assert "--resume goes on" in capsys.readouterr().err
     utils.stop_asked = False
     run(*argv, "--out", tmp_path / "stopped", "--resume")
-    assert "resumed after epoch 1 and 3 steps" in capsys.readouterr().out
+    assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_saved_within_an_epoch(tmp_path, monkeypatch, capsys):
+    run_train("--epochs", 1, "--out", tmp_path / "whole")
+    save, how_far = utils.save_checkpoint, []
+
+    def save_and_stop(out, state, device):
+        save(out, state, device)
+        how_far.append((state["epoch"], state["step"]))
+        if len(how_far) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(utils, "save_checkpoint", save_and_stop)
+        run_train("--epochs", 1, "--save_every", 1, "--out", tmp_path / "killed")
+    assert how_far == [(0, 1), (0, 2)]
+    run_train("--epochs", 1, "--out", tmp_path / "killed", "--resume")
+    assert "resumed after epoch 0 and 2 steps" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_restart_by_torchrun_resumes(tmp_path, monkeypatch, capsys):

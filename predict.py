@@ -61,7 +61,7 @@ def main(args):
         for ax, picture in zip(row, (image, colored(mask), colored(prediction))):
             ax.imshow(picture.numpy())
             ax.set_axis_off()
-    for ax, title in zip(axes[0], ("image", "mask", f"{result['arch']}, mIoU {result['final']:.1f}")):
+    for ax, title in zip(axes[0], ("image", "mask", f"prediction, mIoU {result['final']:.1f} over all")):
         ax.set_title(title, fontsize=10)
     handles = [Patch(color=palette[c].tolist(), label=test.mask_classes[c]) for c in sorted(seen - {255})]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)

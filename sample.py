@@ -284,6 +284,11 @@ def main(args):
     example, *_ = [training("", task, args.seeds[0], "") for task in args.tasks]  # an unknown task ends here
     out = Path(args.out or f"runs/sample_{args.space}_{example.dataset}")
 
+    device = example.device
+    if device == "cuda" and torch.cuda.is_available():  # the ranks of torchrun share the GPUs of their machine
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    utils.open_device(device)  # what is wrong with it ends here
+
     # --- architectures
     if args.archs:
         archs = genotypes.load_archs(args.archs)
@@ -320,9 +325,6 @@ def main(args):
     print(status(out, jobs), flush=True)
 
     # --- loop
-    device = example.device
-    if device == "cuda" and torch.cuda.is_available():  # the ranks of torchrun share the GPUs of their machine
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     for k in job_numbers(len(mine)):
         arch, task, seed = job = mine[k]
         folder = folder_of(out, job)

@@ -49,17 +49,7 @@ def fill_defaults(args, defaults):
 def setup(args):
     """Joins the other ranks if torchrun started us, seeds everything and returns the device."""
     world = int(os.environ.get("WORLD_SIZE", 1))
-    try:
-        device = torch.device(args.device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
-        if device.type == "cuda" and world > 1:
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
-        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    device = open_device(f"cuda:{os.environ['LOCAL_RANK']}" if world > 1 and args.device == "cuda" else args.device)
     if args.sync_bn and device.type == "cpu":
         raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
     if world > 1 and not dist.is_initialized():
@@ -75,6 +65,19 @@ def setup(args):
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def open_device(name):
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

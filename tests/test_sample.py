@@ -207,6 +207,12 @@ def test_shards_share_the_work(tmp_path):
         assert len(scores(tmp_path)) == {"0/2": 2, "1/2": 3}[shard]
 
 
+def test_a_device_that_is_not_there_ends_the_sweep(tmp_path):
+    with pytest.raises(InputError, match="--device cuda:77"):
+        sweep(tmp_path / "s", "--device", "cuda:77")
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, capsys):
     wide = to_cell([(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)], ["input", *["maxpool3x3"] * 3, "output"])
     plain = to_cell([(0, 1)], ["input", "output"])

@@ -211,7 +211,8 @@ def load(name: str, path=None, size: int = 32, limit: int | None = None, downloa
     train, test = read(name, path, size, limit, download)
     check(path, train, test)
     if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     train.workers = workers
     if test is not None:
         test.workers = workers

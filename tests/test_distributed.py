@@ -34,7 +34,7 @@ def finished(process, code=0):
     return err
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def found(tmp_path_factory):
     """Of 2 and 3 processes."""
     folders = {n: tmp_path_factory.mktemp(f"ranks{n}") for n in (2, 3)}

@@ -249,7 +249,7 @@ def read(name, path, size, limit, download):
 
 def check(path, train, test):
     """InputError if the sets are not fit to train on."""
-    if test and test.unreadable:  # a metric over fewer images would not be comparable
+    if test is not None and test.unreadable:  # a metric over fewer images would not be comparable
         raise InputError(f"{len(test.unreadable)} unreadable files in the evaluation part, first {test.unreadable[0][0]}: "
                          "mend or remove them")  # fmt: skip
     broken, total = len(train.unreadable), len(train.unreadable) + train.formats.total()

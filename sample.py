@@ -302,9 +302,8 @@ def main(args):
     load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
     if not args.draw_only:
         size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space)["size"]
-        load(
-            example.dataset, example.data, size, example.limit, example.download, example.workers
-        )  # what is wrong with it ends here
+        # what is wrong with it ends here
+        load(example.dataset, example.data, size, example.limit, example.download, example.workers)
     out.mkdir(parents=True, exist_ok=True)
     utils.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
     print(f"{len(archs)} architectures: {path}")

@@ -52,9 +52,6 @@ def settings(dataset, task):
     return values
 
 
-PROGRESS = ("epoch", "step", "seconds", "history", "meters")  # how far a checkpoint is
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Search a cell with DARTS, with or without labels.")
     parser.add_argument(
@@ -95,7 +92,7 @@ def main(args):
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device, search=True)
     w_half, alpha_half = data.halves(len(train), args.seed)
     test_part = None
-    if not test:  # ImageNet-22K has no evaluation images
+    if test is None:  # ImageNet-22K has no evaluation images
         test, test_part = train, alpha_half[data.choose(len(alpha_half), data.HELD_OUT_22K)]
     split = data.split_hash(train, w_half, alpha_half)
     steps = len(w_half) // args.batch_size
@@ -118,19 +115,11 @@ def main(args):
 
     # --- resume
     identity = utils.identity_of(args, split=split, ops=genotypes.PRIMITIVES)
-    epochs_done, steps_done, seconds, history, meters = 0, 0, 0.0, [], None
-    if args.resume and (out / "checkpoint.pt").exists():
-        state = utils.load_checkpoint(out, identity)
-        supernet.load_state_dict(state["supernet"])
+    parts = {"supernet": supernet, "w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer, "scaler": scaler}
+    state = utils.resume(args, out, device, identity, parts)
+    if "alphas" in state:
         alphas.data.copy_(state["alphas"])
-        w_optimizer.load_state_dict(state["w_optimizer"])
-        alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        epochs_done, steps_done, seconds, history, meters = (state[k] for k in PROGRESS)
-        utils.restore_rng(state, device, args)
-        print(f"resumed after epoch {epochs_done}" + (f" and {steps_done} steps" if steps_done else ""))
-
-    utils.check_same("the checkpoint in --out and the images in --data", (epochs_done, steps_done, split))
+    epochs_done, steps_done, seconds, history, meters = (state[name] for name in utils.PROGRESS)
 
     # --- loop
     environment = utils.environment(device)
@@ -141,12 +130,7 @@ def main(args):
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):
-        utils.average_statistics(supernet)
-        utils.save_checkpoint(out, {
-            "identity": identity, **dict(zip(PROGRESS, how_far)), "alphas": alphas.detach(),
-            "supernet": supernet.state_dict(), "w_optimizer": w_optimizer.state_dict(),
-            "alpha_optimizer": alpha_optimizer.state_dict(), "scaler": scaler.state_dict(),
-        }, device)  # fmt: skip
+        utils.save_run(out, device, identity, parts, how_far, alphas=alphas.detach())
 
     def write_genotype(genotype, epoch, **more):
         meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epoch": epoch, "epochs": args.epochs,

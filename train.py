@@ -69,9 +69,6 @@ def settings(recipe, dataset, task, space):
     return {**COMMON, **SAMPLE_BASED, **tasks, **SAMPLE_BASED_SIZES[space]}
 
 
-PROGRESS = ("epoch", "step", "seconds", "history", "meter")  # how far a checkpoint is
-
-
 def widest(macs_at, max_macs, smallest=2):
     """The largest even width whose network needs at most that many MACs, which grow with the width."""
     widths = range(smallest, 2048, 2)
@@ -135,7 +132,7 @@ def main(args, load=data.load):
 
     # --- data
     train, test = load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
-    if not test:  # ImageNet-22K has no evaluation images
+    if test is None:  # ImageNet-22K has no evaluation images
         train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
         test = test.subset(data.choose(len(test), data.HELD_OUT_22K))
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)
@@ -177,17 +174,9 @@ def main(args, load=data.load):
         utils.check_identity(out / "result.json", result.get("identity", {}), identity)
         print(f"finished: {out / 'result.json'}")
         return result
-    epochs_done, steps_done, seconds, history, meter_state = 0, 0, 0.0, [], ()
-    if args.resume and (out / "checkpoint.pt").exists():
-        state = utils.load_checkpoint(out, identity)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        epochs_done, steps_done, seconds, history, meter_state = (state[k] for k in PROGRESS)
-        utils.restore_rng(state, device, args)
-        print(f"resumed after epoch {epochs_done}" + (f" and {steps_done} steps" if steps_done else ""))
-
-    utils.check_same("the checkpoint in --out and the images in --data", (epochs_done, steps_done, split))
+    parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
+    state = utils.resume(args, out, device, identity, parts)
+    epochs_done, steps_done, seconds, history, meters = (state[name] for name in utils.PROGRESS)
 
     # --- loop
     header = {"args": vars(args), **utils.environment(device), "split": split}
@@ -198,11 +187,7 @@ def main(args, load=data.load):
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):
-        utils.average_statistics(network)
-        utils.save_checkpoint(out, {
-            "identity": identity, **dict(zip(PROGRESS, how_far)), "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-        }, device)  # fmt: skip
+        utils.save_run(out, device, identity, parts, how_far)
 
     for epoch in range(epochs_done + 1, args.epochs + 1):
         start = time.time()
@@ -210,13 +195,13 @@ def main(args, load=data.load):
         optimizer.param_groups[0]["lr"] = lr
         network.drop_path = args.drop_path * (epoch - 1) / args.epochs
         network.train()
-        meter = utils.Meter(task, *meter_state)
-        parts = data.batches(train, task, args.batch_size // args.accumulate, device, None, (args.seed, epoch),
-                             steps_done * args.accumulate)  # fmt: skip
-        for step, batch in enumerate(zip(*[parts] * args.accumulate), start=steps_done + 1):
+        meter = utils.Meter(task, *meters[0]) if meters else utils.Meter(task)
+        part = args.batch_size // args.accumulate
+        stream = data.batches(train, task, part, device, None, (args.seed, epoch), steps_done * args.accumulate)
+        for step, batch in enumerate(zip(*[stream] * args.accumulate), start=steps_done + 1):
             optimizer.zero_grad()
-            for part in batch:
-                x, y = task.prepare(*part, train=True)
+            for images in batch:
+                x, y = task.prepare(*images, train=True)
                 x = pretext.cutout(x, args.cutout) if args.cutout else x
                 with autocast:
                     outputs = network(x)
@@ -235,13 +220,12 @@ def main(args, load=data.load):
             progress.step(epoch, step, lambda: utils.finite(meter.result(), epoch, step, args.task))
             stopping = utils.stop_requested()
             if stopping or (args.save_every and step % args.save_every == 0):
-                save(epoch - 1, step, seconds + time.time() - start, history, meter.state())
+                save(epoch - 1, step, seconds + time.time() - start, history, [meter.state()])
             if stopping:
                 utils.stop(out)
 
         if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
-            part = args.batch_size // args.accumulate
             some = data.choose(len(train), max(args.precise_bn, part))
             some = data.batches(train, task, part, device, some, (args.seed, epoch))
             with autocast:
@@ -253,8 +237,8 @@ def main(args, load=data.load):
         history.append({"epoch": epoch, "lr": lr, **summary})
         log.write(**history[-1], unreadable=utils.count_unreadable(train), seconds=round(seconds, 1))
         print(f"epoch {epoch}/{args.epochs} done  " + utils.numbers(summary), flush=True)
-        steps_done, meter_state = 0, ()
-        save(epoch, steps_done, seconds, history, meter_state)
+        steps_done, meters = 0, None
+        save(epoch, steps_done, seconds, history, meters)
 
     # --- result
     scores = [line[task.metric] for line in history]

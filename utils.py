@@ -341,6 +341,31 @@ def save_checkpoint(out, state, device):
     replace_file(out / "checkpoint.pt", lambda file: torch.save({**state, "rng": rng}, file))
 
 
+PROGRESS = ("epoch", "step", "seconds", "history", "meters")  # how far a checkpoint is
+
+
+def save_run(out, device, identity, parts, how_far, **more):
+    """A checkpoint of the `parts` of a run, {name: what has a state dict}, of which the first is the network; `how_far` has
+    the values of PROGRESS, `more` holds tensors and plain values."""
+    average_statistics(next(iter(parts.values())))
+    states = {name: part.state_dict() for name, part in parts.items()}
+    save_checkpoint(out, {"identity": identity, **dict(zip(PROGRESS, how_far)), **states, **more}, device)
+
+
+def resume(args, out, device, identity, parts):
+    """Loads the parts from the checkpoint, if there is one to go on with, and returns all that it holds."""
+    state = dict(zip(PROGRESS, (0, 0, 0.0, [], None)))
+    if args.resume and (out / "checkpoint.pt").exists():
+        state = load_checkpoint(out, identity)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        restore_rng(state, device, args)
+        print(f"resumed after epoch {state['epoch']}" + (f" and {state['step']} steps" if state["step"] else ""))
+    how_far = state["epoch"], state["step"], identity["split"]
+    check_same("the checkpoint in --out and the images in --data", how_far)
+    return state
+
+
 def load_checkpoint(out, identity):
     """The checkpoint of a run; `identity` holds what must be as it was when it was written."""
     path = out / "checkpoint.pt"
@@ -385,19 +410,8 @@ def open_run(args, default_name):
     return out
 
 
-WHERE_AND_HOW = {
-    "arch",
-    "out",
-    "resume",
-    "device",
-    "print_every",
-    "data",
-    "download",
-    "workers",
-    "deterministic",
-    "accumulate",
-    "save_every",
-}
+WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic",
+                 "accumulate", "save_every"}  # fmt: skip
 
 
 def identity_of(args, **more):

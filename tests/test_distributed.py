@@ -1,5 +1,6 @@
 """Several processes give what one gives; they stop, go on and restart together."""
 
+import fcntl
 import json
 import os
 import signal
@@ -19,7 +20,6 @@ import utils
 from errors import InputError
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.xdist_group("ranks")  # which one process starts for all of these tests
 
 
 def torchrun(processes, *argv, **kwargs):
@@ -36,11 +36,16 @@ def finished(process, code=0):
 
 @pytest.fixture(scope="session")
 def found(tmp_path_factory):
-    """Of 2 and 3 processes."""
-    folders = {n: tmp_path_factory.mktemp(f"ranks{n}") for n in (2, 3)}
-    for n, out in folders.items():
-        finished(torchrun(n, "tests/ranks.py", out, cwd=ROOT))
-    return {n: json.loads((out / "found.json").read_text()) | {"out": out} for n, out in folders.items()}
+    """Of 2 and 3 processes, once for all workers of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp().parent / f"ranks-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    root.mkdir(exist_ok=True)
+    with open(root / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for n in (2, 3):
+            if not (root / f"{n}" / "found.json").exists():
+                (root / f"{n}").mkdir()
+                finished(torchrun(n, "tests/ranks.py", root / f"{n}", cwd=ROOT))
+    return {n: json.loads((root / f"{n}" / "found.json").read_text()) | {"out": root / f"{n}"} for n in (2, 3)}
 
 
 def test_evaluation_counts_each_image_once(found):

@@ -2,9 +2,10 @@
 puzzles (jig).
 
 A task owns all that depends on it: the network's input, the number of classes, head, loss and metric. `prepare` turns a
-batch of uint8 images into network inputs and targets, on the batch's device and for the whole batch at once. Inside,
-tensors are (B, H, W, C), which is what channels_last is in memory. Sec. 3.2 of the paper; where its text is silent we
-follow the official code, but evaluation draws nothing at random, so that it gives the same number every time.
+batch of uint8 images into network inputs and targets, on the batch's device and for the whole batch at once. Its tensors
+lie in memory as (B, C, H, W): loops over three channels innermost are slow on a CPU. Sec. 3.2 of the paper;
+where its text is silent we follow the official code, but evaluation draws nothing at random, so that it gives the same
+number every time.
 """
 
 import itertools
@@ -19,25 +20,31 @@ from errors import InputError
 from ops import conv, total_stride
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Augmentation, (B, H, W, C)
+# Augmentation, (B, C, H, W)
+
+
+def take(x, rows, cols):
+    """The pixels of x (B, C, H, W) at rows (B, ..., h) and cols (B, ..., w) -> (B, C, ..., h, w)."""
+    pixels = (rows * x.shape[3]).unsqueeze(-1) + cols.unsqueeze(-2)  # (B, ..., h, w)
+    chosen = x.flatten(2).gather(2, pixels.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1))
+    return chosen.unflatten(2, pixels.shape[1:])
 
 
 def random_flip(x, *masks):
     """Mirrors each image with probability 1/2, and its mask (B, H, W) with it."""
     flip = torch.rand(len(x), 1, 1, device=x.device) < 0.5
-    x = torch.where(flip.unsqueeze(3), x.flip(2), x)
+    x = torch.where(flip.unsqueeze(3), x.flip(3), x)
     return (x, *(torch.where(flip, y.flip(2), y) for y in masks)) if masks else x
 
 
 def random_crop_flip(x, padding):
     """Pads with zeros, takes a random window of the old size, mirrors it with probability 1/2."""
-    B, H, W, _ = x.shape
+    B, _, H, W = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, B, 1), device=x.device)
     rows = offsets[0] + torch.arange(H, device=x.device)  # (B, H)
     cols = offsets[1] + torch.arange(W, device=x.device)  # (B, W)
     cols = torch.where(torch.rand(B, 1, device=x.device) < 0.5, cols.flip(1), cols)
-    x = F.pad(x, (0, 0, padding, padding, padding, padding))
-    return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]]  # (B, H, W, C)
+    return take(F.pad(x, (padding,) * 4), rows, cols)
 
 
 # The principal components of ImageNet's colours and their standard deviations, RGB in 0 .. 1; Krizhevsky et al. 2012
@@ -48,7 +55,7 @@ COLOR_COMPONENTS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.
 def color_jitter(x, strength):
     """Moves the colour of each image along the principal components; x is in 0 .. 1."""
     amounts = strength * torch.randn(len(x), 3, device=x.device) * torch.tensor(COLOR_STD, device=x.device)
-    return x + (amounts @ torch.tensor(COLOR_COMPONENTS, device=x.device).T)[:, None, None, :]
+    return x + (amounts @ torch.tensor(COLOR_COMPONENTS, device=x.device).T)[:, :, None, None]
 
 
 def cutout(x, length):
@@ -135,22 +142,21 @@ class Task:
     def __init__(self, data, size, grid, search, device):
         self.size = self.input_size = size
         self.padded_crops, self.jitter = data.padded_crops, data.jitter
-        self.mean = torch.tensor(data.mean, device=device)
-        self.std = torch.tensor(data.std, device=device)
+        self.mean = torch.tensor(data.mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(data.std, device=device).view(3, 1, 1)
 
     def normalize(self, images, train):
-        """uint8 (B, 3, H, W) -> float (B, H, W, 3) with the data set's mean and standard deviation taken out."""
-        x = images.permute(0, 2, 3, 1) / 255
+        """uint8 (B, 3, H, W) -> float, with the data set's mean and standard deviation taken out."""
+        x = images.contiguous().float().div_(255)
         if train and self.jitter:
             x = color_jitter(x, self.jitter)
-        return (x - self.mean) / self.std
+        return x.sub_(self.mean).div_(self.std)
 
     def augmented(self, images, train):
         """Normalised; in training flipped, and small images cropped with 1/8 of the size as padding (4 pixels at 32)."""
-        x = self.normalize(images, train)
-        if train and self.padded_crops:
-            return random_crop_flip(x, self.size // 8)  # zeros are the mean colour: pad after normalising
-        return random_flip(x) if train else x
+        if train and self.padded_crops:  # zeros are the mean colour: pad after normalising
+            return random_crop_flip(self.normalize(images, train), self.size // 8)
+        return self.normalize(random_flip(images.contiguous()) if train else images, train)
 
     def prepare(self, images, labels, index, train):
         """images uint8 (B, 3, H, W), labels (B,) or masks (B, H, W) or None, index (B,) in the data set -> inputs
@@ -182,7 +188,7 @@ class Classification(Task):
         self.num_classes = len(data.classes)
 
     def prepare(self, images, labels, index, train):
-        return self.augmented(images, train).permute(0, 3, 1, 2), labels  # (B, 3, H, W), (B,)
+        return self.augmented(images, train), labels  # (B, 3, H, W), (B,)
 
 
 class Rotation(Task):
@@ -192,9 +198,10 @@ class Rotation(Task):
 
     def prepare(self, images, labels, index, train):
         x = self.augmented(images, train)
-        x = torch.stack([torch.rot90(x, k, (1, 2)) for k in range(4)], 1)  # (B, 4, H, W, 3), counter-clockwise
+        t = x.transpose(2, 3).contiguous()
+        x = torch.stack([x, t.flip(2), x.flip(2, 3), t.flip(3)], 1)  # (B, 4, 3, H, W), counter-clockwise
         targets = torch.arange(4, device=x.device).repeat(len(x))  # (B*4,)
-        return x.flatten(0, 1).permute(0, 3, 1, 2), targets  # (B*4, 3, H, W)
+        return x.flatten(0, 1), targets  # (B*4, 3, H, W)
 
 
 class Colorization(Task):
@@ -212,10 +219,12 @@ class Colorization(Task):
         self.lightness = ((lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()).to(device)
 
     def prepare(self, images, labels, index, train):
-        x = images.permute(0, 2, 3, 1)
-        x = (random_flip(x) if train else x).int()
-        color = (x[..., 0] << 16) | (x[..., 1] << 8) | x[..., 2]  # (B, H, W)
-        return self.lightness[color].unsqueeze(1), self.bins[color].long()  # (B, 1, H, W), (B, H, W)
+        images = images.contiguous()
+        red, green, blue = (random_flip(images) if train else images).int().unbind(1)
+        color = ((red << 16) | (green << 8) | blue).flatten()  # (B*H*W,)
+        # On a CPU index_select is several times faster than indexing.
+        lightness, bins = self.lightness.index_select(0, color), self.bins.index_select(0, color).long()
+        return lightness.view_as(red).unsqueeze(1), bins.view_as(red)  # (B, 1, H, W), (B, H, W)
 
     def head(self, C):
         return PixelHead(C, self.num_classes)
@@ -243,31 +252,32 @@ class Jigsaw(Task):
         self.tile_in_slot = perms.argsort(1)
 
     def prepare(self, images, labels, index, train):
-        x = self.normalize(images, train)
-        B, device, gap = len(x), x.device, self.patch - self.input_size
+        B, device, gap = len(images), images.device, self.patch - self.input_size
+        targets = index % self.num_classes
+        offsets = torch.full((2, B, self.inputs_per_target, 1), gap // 2, device=device)
         if train:
-            x = random_flip(x)
-            gray = torch.rand(B, 1, 1, 1, device=device) < self.gray_probability
-            x = torch.where(gray, self.to_gray(x), x)
             targets = torch.randint(0, self.num_classes, (B,), device=device)
             offsets = torch.randint(0, gap + 1, (2, B, self.inputs_per_target, 1), device=device)
-        else:
-            targets = index % self.num_classes
-            offsets = torch.full((2, B, self.inputs_per_target, 1), gap // 2, device=device)
         tile = self.tile_in_slot[targets].unsqueeze(-1)  # (B, T, 1)
         position = torch.arange(self.input_size, device=device)
         rows = tile // self.grid * self.patch + offsets[0] + position  # (B, T, t)
         cols = tile % self.grid * self.patch + offsets[1] + position
-        image = torch.arange(B, device=device).view(B, 1, 1, 1)
-        x = x[image, rows.unsqueeze(3), cols.unsqueeze(2)]  # (B, T, t, t, 3)
+        if train:  # mirrored
+            cols = torch.where(torch.rand(B, 1, 1, device=device) < 0.5, self.size - 1 - cols, cols)
+        x = take(images.contiguous(), rows, cols)  # (B, 3, T, t, t)
+        x = self.normalize(x.flatten(2, 3), train)  # (B, 3, T*t, t)
+        if train:
+            gray = torch.rand(B, 1, 1, 1, device=device) < self.gray_probability
+            x = torch.where(gray, self.to_gray(x), x)
+        x = x.unflatten(2, (-1, self.input_size)).transpose(1, 2).contiguous()  # (B, T, 3, t, t)
         # One mean and one deviation a tile, over all pixels and channels, as in the official code.
-        std, mean = torch.std_mean(x, dim=(2, 3, 4), correction=0, keepdim=True)
-        x = (x - mean) / std.clamp(min=self.min_std)
-        return x.flatten(0, 1).permute(0, 3, 1, 2), targets  # (B*T, 3, t, t), (B,)
+        x -= x.mean((2, 3, 4), keepdim=True)
+        x /= x.square().mean((2, 3, 4), keepdim=True).sqrt().clamp(min=self.min_std)
+        return x.flatten(0, 1), targets  # (B*T, 3, t, t), (B,)
 
     def to_gray(self, x):
-        luma = torch.tensor([0.2125, 0.7154, 0.0721], device=x.device)  # BT.709
-        gray = ((x * self.std + self.mean) * luma).sum(-1, keepdim=True)  # (B, H, W, 1)
+        luma = torch.tensor([0.2125, 0.7154, 0.0721], device=x.device).view(3, 1, 1)  # BT.709
+        gray = ((x * self.std + self.mean) * luma).sum(1, keepdim=True)  # (B, 1, H, W)
         return (gray - self.mean) / self.std
 
     def head(self, C):
@@ -292,8 +302,8 @@ class Segmentation(Task):
         if train:
             x, y = random_flip(x, y)
         else:  # as the paper tests, at 1025 x 2049, so that positions at stride 8 start and end at the image's edges
-            x, y = F.pad(x, (0, 0, 0, 1, 0, 1)), F.pad(y, (0, 1, 0, 1), value=255)
-        return x.permute(0, 3, 1, 2), y  # (B, 3, H, W), (B, H, W)
+            x, y = F.pad(x, (0, 1, 0, 1)), F.pad(y, (0, 1, 0, 1), value=255)
+        return x, y  # (B, 3, H, W), (B, H, W)
 
     def head(self, C):
         return ASPPHead(C, self.num_classes, self.channels, self.rates)

@@ -670,7 +670,7 @@ def test_masks_stay_aligned_through_a_training(streets, tmp_path, monkeypatch):
 
     def watch(self, images, masks, index, train, prepare=pretext.Segmentation.prepare):
         x, y = prepare(self, images, masks, index, train)
-        colors = ((x.permute(0, 2, 3, 1) * self.std + self.mean) * 255).round()
+        colors = ((x * self.std + self.mean) * 255).round().permute(0, 2, 3, 1)
         nearest = torch.cdist(colors.flatten(0, 2), torch.from_numpy(COLORS).float()).argmin(1).view(y.shape)
         agrees = (WANTED[nearest] == y)[(y != 255)].float()
         seen.append(agrees.mean().item())

@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from genotypes import NODES, PRIMITIVES
-from ops import OPS, STEMS, factorized_reduce, reduction_cells, relu_conv_bn
+from ops import OPS, STEMS, DepthwiseConv, factorized_reduce, reduction_cells, relu_conv_bn
 
 
 class MixedOp(nn.Module):
@@ -60,6 +60,9 @@ class EdgeSupernet(nn.Module):
             self.cells.append(EdgeCell(C_prev_prev, C_prev, C, reduction, reduction_prev))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.head = task.head(C_prev)
+        for module in self.modules():
+            if isinstance(module, DepthwiseConv):
+                module.__class__ = nn.Conv2d  # with PyTorch's own gradients
 
     def forward(self, x, alphas):
         normal, reduction = F.softmax(alphas, dim=-1)

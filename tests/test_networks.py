@@ -15,7 +15,7 @@ import utils
 from genotypes import CELLS, PRIMITIVES, Genotype, load_arch
 from model_eval import Network
 from model_search import Supernet, derive, edge_index, health, init_alphas
-from ops import OPS, drop_path, factorized_reduce
+from ops import OPS, DepthwiseConv, drop_path, factorized_reduce
 from pretext import PooledHead
 
 TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C, 10))
@@ -42,6 +42,27 @@ def test_supernet_equals_edge_by_edge(stem, size, layout):
     # the same running statistics, so the same function in evaluation
     x = torch.randn(2, 3, size, size).double()
     torch.testing.assert_close(supernet.eval()(x, alphas), oracle.eval()(x, alphas), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 1, 1), (5, 1, 2), (7, 1, 1), (3, 1, 2), (5, 2, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_depthwise_gradients(kernel, stride, dilation, layout):
+    conv = DepthwiseConv(6, kernel, stride, dilation).double().to(memory_format=layout)
+    x = torch.randn(2, 6, 9, 12).double().contiguous(memory_format=layout).requires_grad_()
+    y = conv(x)
+    expected = F.conv2d(x, conv.weight, None, stride, dilation * (kernel // 2), dilation, groups=6)
+    assert torch.equal(y, expected)
+    grad = torch.randn_like(y)
+    found, wanted = (torch.autograd.grad(out, (x, conv.weight), grad) for out in (y, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    conv.weight.requires_grad_(False)  # as in an alpha step
+    torch.testing.assert_close(torch.autograd.grad(conv(x), x, grad)[0], wanted[0], rtol=1e-12, atol=1e-12)
+    conv.float().requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x.detach().float())
+    assert y.dtype == torch.bfloat16
+    y.backward(grad.bfloat16())
+    torch.testing.assert_close(conv.weight.grad.double(), wanted[1], rtol=0.1, atol=0.3)
 
 
 def test_synchronised_bn_gets_the_mixing_weights(monkeypatch):

@@ -301,7 +301,7 @@ def main(args):
     # --- data
     load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
     if not args.draw_only:
-        size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space)["size"]
+        size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space).get("size")
         # what is wrong with it ends here
         load(example.dataset, example.data, size, example.limit, example.download, example.workers)
     out.mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,11 @@ import pretext
 import utils
 from errors import InputError, at_least
 
-# The settings of a data set; options on the command line take precedence. shapes: for two minutes on two CPU cores. cifar10
-# and folder: those of DARTS for CIFAR-10. The others: the paper's.
+# The settings of a data set; options on the command line take precedence. shapes: for two minutes on two CPU cores. cifar10,
+# and any data set that is not here: those of DARTS for CIFAR-10. The others: the paper's.
 DEFAULTS = {
-    "shapes": dict(size=32, limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
-    "cifar10": dict(size=32, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
-    "folder": dict(size=32, layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
+    "shapes": dict(limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
+    "cifar10": dict(layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
     "imagenet": dict(size=224, layers=8, epochs=2, alpha_start=1, batch_size=64, lr=0.1, alpha_lr=3e-4, weight_decay=3e-5),
     "imagenet22k": dict(
         size=224, layers=8, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5, save_every=2000
@@ -44,7 +43,7 @@ COMMON = dict(save_every=0, width=16, weight_decay=3e-4, grad_clip=5.0, alpha_we
 
 def settings(dataset, task):
     """What the tables say."""
-    values = {**COMMON, **DEFAULTS[dataset]}
+    values = {**COMMON, **DEFAULTS.get(dataset, DEFAULTS["cifar10"])}
     if task in HALVED.get(dataset, ()):
         values |= {"batch_size": values["batch_size"] // 2, "lr": values["lr"] / 2, "alpha_lr": values["alpha_lr"] / 2}
     if task == "jig" and dataset.startswith("imagenet"):
@@ -75,7 +74,6 @@ def parse_args(argv=None):
     utils.add_run_arguments(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
     utils.fill_defaults(args, settings(args.dataset, args.task))
-    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     return args
 
 
@@ -89,6 +87,8 @@ def main(args):
 
     # --- data
     train, test = data.load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
+    args.size = args.size or train.size
+    args.stem = args.stem or ops.default_stem(args.size)
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device, search=True)
     w_half, alpha_half = data.halves(len(train), args.seed)
     test_part = None
@@ -126,7 +126,7 @@ def main(args):
     log = utils.Log(out, {"args": vars(args), **environment, "split": split}, epochs_done, steps_done)
     print(f"{args.task} on {args.dataset}: {len(w_half)} images for the weights, {len(alpha_half)} for the alphas (split "
           f"{split}); supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters, {out}")  # fmt: skip
-    data.print_unreadable(train, test)
+    data.print_found(train, test)
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):

@@ -52,7 +52,7 @@ SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper'
 LARGE = dict(size=224, batch_size=32, lr=0.0125, weight_decay=5e-5, nesterov=True)
 SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True, grad_clip=5.0)  # small, for a CPU
 SHAPES_SIZES = {"darts": dict(width=8, layers=4), "nasbench101": dict(width=16, layers=3)}
-COMMON = dict(save_every=0, size=32, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
+COMMON = dict(save_every=0, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
               label_smoothing=0.0, precise_bn=0)  # fmt: skip
 
 
@@ -125,13 +125,14 @@ def main(args, load=data.load):
     defaults.pop("width" if args.max_macs else "max_macs" if args.width else None, None)
     utils.fill_defaults(args, defaults)
     utils.check_batch_size(args.batch_size, args.accumulate)
-    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
     train, test = load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
+    args.size = args.size or train.size
+    args.stem = args.stem or ops.default_stem(args.size)
     if test is None:  # ImageNet-22K has no evaluation images
         train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
         test = test.subset(data.choose(len(test), data.HELD_OUT_22K))
@@ -183,7 +184,7 @@ def main(args, load=data.load):
     log = utils.Log(out, header, epochs_done, steps_done)
     print(f"{arch}, {args.task} on {args.dataset}: {len(train)} images to train, {len(test)} to evaluate (split {split}); "
           f"{params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs; {out}")  # fmt: skip
-    data.print_unreadable(train, test)
+    data.print_found(train, test)
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):

@@ -361,7 +361,7 @@ def resume(args, out, device, identity, parts):
             part.load_state_dict(state[name])
         restore_rng(state, device, args)
         print(f"resumed after epoch {state['epoch']}" + (f" and {state['step']} steps" if state["step"] else ""))
-    how_far = state["epoch"], state["step"], identity["split"]
+    how_far = state["epoch"], state["step"], identity["size"], identity["split"]
     check_same("the checkpoint in --out and the images in --data", how_far)
     return state
 

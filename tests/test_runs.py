@@ -45,6 +45,10 @@ def read_log(out):
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "args")} for line in lines]
 
 
+def read_args(out):
+    return json.loads((out / "log.jsonl").read_text().splitlines()[0])["args"]
+
+
 def assert_same_run(a, b):
     x, y = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (a, b))
 
@@ -165,19 +169,44 @@ def test_collapse_is_announced(tmp_path, capsys, monkeypatch):
     assert "skips 8, convolutions 0" in out and "warning: the normal cell has no convolution" in out
 
 
-def test_search_on_a_flat_folder(tmp_path, capsys):
-    rng = np.random.RandomState(0)
+@pytest.fixture
+def my_photos(tmp_path):
+    """A flat folder: 50 photos of all sizes and two formats, most of them above 160 pixels, and other files."""
+    rng, root = np.random.RandomState(0), tmp_path / "my_photos"
+    root.mkdir()
     for k in range(50):
-        pixels = np.kron(rng.randint(0, 256, (5, 6, 3)), np.ones((8 + k % 3, 8, 1))).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-    (tmp_path / "broken.jpg").write_text("")
-    argv = ["--dataset", "folder", "--data", tmp_path, "--epochs", 1, "--out"]
+        size = (90 + k, 60) if k < 10 else (330 - 3 * k, 200 + 4 * k)
+        pixels = Image.fromarray(rng.randint(0, 256, (5, 6, 3)).astype(np.uint8))
+        pixels.resize(size).save(root / f"{k}.{'png' if k % 5 else 'jpg'}")
+    for name in ("broken.jpg", "phone.HEIC", "notes.txt", ".hidden.png"):
+        (root / name).write_text("")
+    return root
+
+
+def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
+    argv = ["--dataset", "folder", "--data", my_photos, "--epochs", 1, "--out"]
     with pytest.raises(errors.InputError, match="needs labels"):
         run_search("--task", "cls", *argv, tmp_path / "cls")
     for task in ("rot", "col", "jig"):
         run_search("--task", task, *argv, tmp_path / task)
-        assert "broken.jpg" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "39 images to train, 5 to evaluate, 34 .png, 10 .jpg\n" in out  # a tenth of 51, 40 of the others
+        assert "left out: 6 beyond --limit, 1 .heic, 1 .txt, 1 hidden, 1 unreadable\n" in out and "broken.jpg" in out
+        assert "size 160, from the shorter sides of 50 images: 60 to 273 pixels, median 228" in out
         assert genotypes.load_arch(str(tmp_path / task / "genotype.json"))
+    args = read_args(tmp_path / "jig")
+    assert (args["size"], args["stem"]) == (160, "imagenet")
+    run_train(*argv, tmp_path / "t", "--task", "rot", "--arch", tmp_path / "rot" / "genotype.json")
+    assert read_args(tmp_path / "t")["size"] == 160
+    run_search("--task", "rot", *argv, tmp_path / "rot", "--resume")  # the same size again
+    (my_photos / "broken.jpg").unlink()
+    for k in range(10, 50):  # only small photos are left
+        (my_photos / f"{k}.{'png' if k % 5 else 'jpg'}").unlink()
+    with pytest.raises(errors.InputError, match="size = 160, this run has 32"):
+        run_search("--task", "rot", *argv, tmp_path / "rot", "--resume", "--batch_size", 2)
+    capsys.readouterr()
+    run_search("--task", "rot", *argv, tmp_path / "own", "--size", 24, "--batch_size", 2)
+    assert read_args(tmp_path / "own")["size"] == 24 and "median" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -380,7 +409,7 @@ def test_width_within_a_budget(tmp_path):
 def test_settings_of_the_paper():
     assert search.settings("imagenet", "rot")["batch_size"] == 32 and search.settings("imagenet", "cls")["alpha_start"] == 1
     jig = search.parse_args(["--task", "jig", "--dataset", "imagenet22k", "--data", "x"])
-    assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs, jig.stem) == (255, 128, 0.2, 6e-4, 1, "imagenet")
+    assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs) == (255, 128, 0.2, 6e-4, 1)
     col, seg = (search.settings("cityscapes", task) for task in ("col", "seg"))
     assert (col["batch_size"], col["lr"], col["alpha_lr"]) == (16, 0.05, 1.5e-4) and seg["batch_size"] == 32
     cls = train.settings("evaluation", "imagenet", "cls", "darts")
@@ -405,6 +434,11 @@ BAD = {
     "unknown genotype": (train, [*TRAIN, "--arch", "no/genotype.json"], "no/genotype.json"),
     "missing folder": (search, [*SEARCH, "--dataset", "folder", "--data", "no/photos"], "no/photos"),
     "path of no data set": (search, [*SEARCH, "--data", "my_photos"], "--data my_photos"),
+    "folder without images": (
+        search,
+        [*SEARCH, "--dataset", "folder", "--data", f"{ROOT / 'tests'}"],
+        "tests: no images (.bmp",
+    ),
     "no path": (search, [*SEARCH, "--dataset", "folder"], "--data"),
     "batch larger than half the data": (search, [*SEARCH, "--batch_size", "21"], "--batch_size 21"),
     "batch larger than the data": (train, [*TRAIN, "--batch_size", "41"], "--batch_size 41"),

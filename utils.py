@@ -1,5 +1,6 @@
 """What both training scripts share and no task or model needs to know: set-up, ranks, evaluation, logs, checkpoints."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import InputError, at_least
@@ -123,7 +123,7 @@ def environment(device):
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": importlib.metadata.version("torchvision"),
         },
         "git_commit": commit,
         "world_size": world_size(),

@@ -35,23 +35,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import errors
+import files
 from errors import InputError, at_least
-from files import (
-    CITYSCAPES_CLASSES,
-    EXTENSIONS,
-    PHOTO,
-    RAW_IDS,
-    TRAIN_IDS,
-    Names,
-    cache_locked_for,
-    index_of,
-    middle_square,
-    photo_crop,
-    read_mask,
-    read_rgb,
-    scene_crop,
-    try_all,
-)  # fmt: skip
 from shapes import SHAPES, load_shapes
 
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by training alone and a
@@ -101,7 +86,7 @@ class ImageSet:
         def take(values):
             if values is None or isinstance(values, torch.Tensor):
                 return None if values is None else values[index]
-            return values.subset(index.numpy()) if isinstance(values, Names) else [values[i] for i in index.tolist()]
+            return values.subset(index.numpy()) if isinstance(values, files.Names) else [values[i] for i in index.tolist()]
 
         part = copy.copy(self)
         part.images, part.labels, part.masks, part.names = map(take, (self.images, self.labels, self.masks, self.names))
@@ -135,8 +120,8 @@ class FileSet(ImageSet):
             rng = None if seed is None else np.random.default_rng([*np.atleast_1d(seed), i])
             return self.crop(W, H, task, rng)
 
-        image, size, found = read_rgb(self.path(i), box_for, tuple(round(255 * m) for m in self.mean))
-        return image, read_mask(self.masks[i], size, box_for) if task.uses == "masks" else None, found
+        image, size, found = files.read_rgb(self.path(i), box_for, tuple(round(255 * m) for m in self.mean))
+        return image, files.read_mask(self.masks[i], size, box_for) if task.uses == "masks" else None, found
 
     def fetch(self, parts, task, seed, device):
         loader = DataLoader(
@@ -166,7 +151,7 @@ class FileSet(ImageSet):
         """Decodes a seeded choice of the images, so that `formats` and `unreadable` tell of them."""
         task = SimpleNamespace(uses=None if self.masks is None else "masks", crop="area", size=64)
         chosen = choose(len(self), most).tolist()
-        for i, (found, error) in zip(chosen, try_all(lambda i: self.sample(i, task, None)[2], chosen)):
+        for i, (found, error) in zip(chosen, files.try_all(lambda i: self.sample(i, task, None)[2], chosen)):
             if error is None:
                 self.formats[found] += 1
             else:
@@ -328,7 +313,7 @@ def read_cifar10(path, size, limit, download):
     from torchvision.datasets import CIFAR10  # here, as nothing else needs its import time
 
     try:
-        with cache_locked_for(path) if download else nullcontext():  # of all ranks one fetches it
+        with files.cache_locked_for(path) if download else nullcontext():  # of all ranks one fetches it
             sources = [CIFAR10(path, train=train, download=download) for train in (True, False)]
     except RuntimeError:  # not there, or not what its checksum says
         hint = "" if download else "; --download fetches it"
@@ -349,10 +334,10 @@ def read_cifar10(path, size, limit, download):
 def list_images(root):
     """Image files below a folder as sorted paths relative to it, and how many others there are, by their endings."""
     found, others = [], Counter()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = [s for s in subfolders if not s.startswith(".")]
-        for path in (Path(folder, file).relative_to(root) for file in files):
-            if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+        for path in (Path(folder, name).relative_to(root) for name in names):
+            if path.suffix.lower() in files.EXTENSIONS and not path.name.startswith("."):
                 found.append(path)
             else:
                 others["hidden" if path.name.startswith(".") else path.suffix.lower() or "without an ending"] += 1
@@ -366,7 +351,7 @@ def fitting_size(paths):
         with Image.open(paths[i]) as image:
             return min(image.size)
 
-    sides = sorted(s for s, error in try_all(shorter_side, choose(len(paths), 1000).tolist()) if error is None) or [0]
+    sides = sorted(s for s, error in files.try_all(shorter_side, choose(len(paths), 1000).tolist()) if error is None) or [0]
     median = sides[len(sides) // 2]
     fitting = [s for s in SIZES if s <= median and 3 * s * s * len(paths) <= MAX_BYTES / 4]
     size = max(fitting, default=SIZES[0])
@@ -374,24 +359,24 @@ def fitting_size(paths):
                   f"{median}; --size takes another")  # fmt: skip
 
 
-def read_images(root, files, size):
+def read_images(root, paths, size):
     """An ImageSet of those files that can be read."""
-    needed = len(files) * size * size * 3
+    needed = len(paths) * size * size * 3
     if needed > MAX_BYTES:
-        raise InputError(f"{len(files)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
+        raise InputError(f"{len(paths)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
                          "use --limit or a smaller --size")  # fmt: skip
-    images = np.empty((len(files), size, size, 3), np.uint8)
+    images = np.empty((len(paths), size, size, 3), np.uint8)
 
     def read(k):
-        images[k], _, found = read_rgb(root / files[k], lambda W, H: middle_square(W, H, size))
+        images[k], _, found = files.read_rgb(root / paths[k], lambda W, H: files.middle_square(W, H, size))
         return found
 
-    results = try_all(read, range(len(files)))
+    results = files.try_all(read, range(len(paths)))
     readable = [k for k, (_, error) in enumerate(results) if error is None]
-    if len(readable) < len(files):
+    if len(readable) < len(paths):
         images = images[readable]
-    data = ImageSet(torch.from_numpy(images), names=[str(files[k]) for k in readable])
-    data.broken = {str(root / file): error for file, (_, error) in zip(files, results) if error is not None}
+    data = ImageSet(torch.from_numpy(images), names=[str(paths[k]) for k in readable])
+    data.broken = {str(root / file): error for file, (_, error) in zip(paths, results) if error is not None}
     data.formats = Counter(results[k][0] for k in readable)
     return data
 
@@ -408,30 +393,30 @@ def read_folder(root, size, limit, download):
         return [f.relative_to(folder.name) for f in found if f.parts[0] == folder.name]
 
     if train_root != root:
-        files = below(train_root)
+        paths = below(train_root)
     else:  # images beside val/ or test/
-        files = [f for f in found if len(f.parts) == 1 or f.parts[0] not in ("val", "test")]
-    test_files = below(test_root) if test_root else []
-    if not files:
-        raise InputError(f"{train_root}: no images ({', '.join(sorted(EXTENSIONS))})")
-    if test_root and not test_files:
+        paths = [f for f in found if len(f.parts) == 1 or f.parts[0] not in ("val", "test")]
+    test_paths = below(test_root) if test_root else []
+    if not paths:
+        raise InputError(f"{train_root}: no images ({', '.join(sorted(files.EXTENSIONS))})")
+    if test_root and not test_paths:
         raise InputError(f"{test_root}: no images; without the folder a part of the others is held out for evaluation")
-    unused = len(found) - len(files) - len(test_files)
+    unused = len(found) - len(paths) - len(test_paths)
 
-    stray = [f for f in files + test_files if len(f.parts) == 1]  # outside the folders of the classes
+    stray = [f for f in paths + test_paths if len(f.parts) == 1]  # outside the folders of the classes
     labelled = train_root != root and not stray
-    classes = sorted({f.parts[0] for f in files}) if labelled else []
-    new = sorted({f.parts[0] for f in test_files} - set(classes)) if labelled else []
+    classes = sorted({f.parts[0] for f in paths}) if labelled else []
+    new = sorted({f.parts[0] for f in test_paths} - set(classes)) if labelled else []
     if new:
         raise InputError(f"{test_root}: classes that {train_root} does not have: {', '.join(new[:5])}")
-    size, *notes = (size,) if size else fitting_size([train_root / f for f in files])
+    size, *notes = (size,) if size else fitting_size([train_root / f for f in paths])
     if not test_root:
-        held_out = set(choose(len(files), max(1, round(HELD_OUT * len(files)))).tolist())
-        test_files = [f for i, f in enumerate(files) if i in held_out]
-        files = [f for i, f in enumerate(files) if i not in held_out]
+        held_out = set(choose(len(paths), max(1, round(HELD_OUT * len(paths)))).tolist())
+        test_paths = [f for i, f in enumerate(paths) if i in held_out]
+        paths = [f for i, f in enumerate(paths) if i not in held_out]
 
     sets = []
-    for folder, part in ((train_root, files), (test_root or train_root, test_files)):
+    for folder, part in ((train_root, paths), (test_root or train_root, test_paths)):
         data = read_images(folder, [part[i] for i in choose(len(part), limit).tolist()], size)
         if labelled:
             data.classes = classes
@@ -445,7 +430,7 @@ def read_folder(root, size, limit, download):
     left_out = others + Counter({
         "unreadable": len(train.broken) + len(test.broken),
         "outside the folders that are used": unused,
-        "beyond --limit": sum(map(len, (files, test_files))) - sum(len(part) + len(part.broken) for part in sets),
+        "beyond --limit": sum(map(len, (paths, test_paths))) - sum(len(part) + len(part.broken) for part in sets),
     })  # fmt: skip
 
     def listed(counts):
@@ -464,12 +449,12 @@ def read_folder(root, size, limit, download):
 
 def read_classes(root):
     """A folder of images for each class."""
-    names, folder, folders = index_of(root)
+    names, folder, folders = files.index_of(root)
     counts = np.bincount(folder, minlength=len(folders))
     numbers = np.cumsum(counts > 0, dtype=np.int32) - 1  # of the folders' classes
     classes, empty = ([f for f, count in zip(folders, counts) if bool(count) == has_images] for has_images in (True, False))
     labels = torch.from_numpy(numbers[folder] if empty else folder)
-    data = FileSet(root, names, photo_crop, labels, classes, empty)
+    data = FileSet(root, names, files.photo_crop, labels, classes, empty)
     data.jitter = 0.1
     return data
 
@@ -495,20 +480,22 @@ def read_cityscapes(root, *_):
     sets, problems = [], []
     for part in ("train", "val"):
         images, masks = root / "leftImg8bit" / part, root / "gtFine" / part
-        names = index_of(images)[0]
-        names = names.subset(np.array([i for i, name in enumerate(names) if name.endswith(PHOTO)], np.int64))
+        names = files.index_of(images)[0]
+        names = names.subset(np.array([i for i, name in enumerate(names) if name.endswith(files.PHOTO)], np.int64))
         if not len(names):
-            raise InputError(f"{images}: no <city>/*{PHOTO}")
-        data = FileSet(images, names, scene_crop)
-        data.mask_classes, data.why_no_labels = CITYSCAPES_CLASSES, "cityscapes has masks alone"
+            raise InputError(f"{images}: no <city>/*{files.PHOTO}")
+        data = FileSet(images, names, files.scene_crop)
+        data.mask_classes, data.why_no_labels = files.CITYSCAPES_CLASSES, "cityscapes has masks alone"
         sets.append(data)
         try:
-            found = list(index_of(masks)[0])
+            found = list(files.index_of(masks)[0])
         except InputError as error:
             problems.append(str(error))
             continue
-        of = {name.removesuffix(kind): name for kind in (RAW_IDS, TRAIN_IDS) for name in found if name.endswith(kind)}
-        stems = [name.removesuffix(PHOTO) for name in names]
+        of = {}
+        for kind in (files.RAW_IDS, files.TRAIN_IDS):
+            of |= {name.removesuffix(kind): name for name in found if name.endswith(kind)}
+        stems = [name.removesuffix(files.PHOTO) for name in names]
         for what, which, folder in (
             ("images have no mask", [s for s in stems if s not in of], images),
             ("masks have no image", sorted(of.keys() - stems), masks),
@@ -540,9 +527,6 @@ def add_arguments(group):
     """The options that name a data set."""
     group.add_argument("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
     group.add_argument("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
-    group.add_argument("--workers", type=at_least(0, int), metavar="N",
-                       help="processes that decode images, for each rank; data sets in memory need none (default: as many "
-                       "as CPU cores for each rank, at most 8)")  # fmt: skip
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
     group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
     group.add_argument("--size", type=at_least(1, int), metavar="PIXELS",
@@ -552,7 +536,8 @@ def add_arguments(group):
 
 def print_found(train, test, most=5):
     sets = train, test
-    print("".join(f"{line}\n" for line in train.notes), end="")
+    for line in train.notes:
+        print(line)
     for path, reason in [entry for data in sets for entry in data.unreadable][:most]:
         print(f"left out, unreadable: {path} ({reason})")
     total = sum(len(data.unreadable) for data in sets)

@@ -38,12 +38,8 @@ EVALUATION = {  # Sec. 4; on CIFAR-10 as DARTS evaluates a cell
 # The auxiliary head does not fit every --size
 EVALUATION["folder", "cls"] = dict(EVALUATION["cifar10", "cls"], auxiliary=0.0)
 SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, nesterov=True, precise_bn=1024)  # Sec. 3.3, CIFAR-10
-SAMPLE_BASED_TASKS = {
-    "cls": dict(batch_size=128, lr=0.1),
-    "col": dict(batch_size=128, lr=0.1),
-    "rot": dict(batch_size=32, lr=0.025),
-    "jig": dict(batch_size=32, lr=0.025),
-}
+SAMPLE_BASED_TASKS = {"cls": dict(batch_size=128, lr=0.1), "col": dict(batch_size=128, lr=0.1),
+                      "rot": dict(batch_size=32, lr=0.025), "jig": dict(batch_size=32, lr=0.025)}  # fmt: skip
 SAMPLE_BASED_SIZES = {"darts": dict(width=16, layers=20), "nasbench101": dict(width=128, layers=9)}
 SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper's sample-based study has not
     "darts": dict(width=32, layers=22, epochs=5, precise_bn=1024),
@@ -92,9 +88,7 @@ def parse_args(argv=None):
     group.add_argument("--layers", type=at_least(1, int), help="number of cells")
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group.add_argument("--auxiliary", type=at_least(0), metavar="WEIGHT", help="of the auxiliary head's loss; 0: no head")
-    group.add_argument(
-        "--drop_path", type=at_least(0, below=1), metavar="P", help="grows from 0 in the first epoch towards P"
-    )
+    group.add_argument("--drop_path", type=at_least(0, below=1), metavar="P", help="grows from 0 in the first epoch to P")
     group = parser.add_argument_group("optimiser: SGD, momentum 0.9, cosine by epoch (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over the training set")
     group.add_argument("--batch_size", type=at_least(2, int), help="images per step, of all ranks together")
@@ -161,9 +155,7 @@ def main(args, load=data.load):
     utils.seed_everything(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
-    optimizer = torch.optim.SGD(
-        network.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
-    )
+    optimizer = torch.optim.SGD(network.parameters(), args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
     autocast, scaler = utils.precision(device, args.amp)
 
     # --- resume

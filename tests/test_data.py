@@ -605,7 +605,7 @@ def test_masks_show_what_images_show(streets, workers):
 
 
 def test_cityscapes_without_masks(streets, monkeypatch):
-    monkeypatch.setattr(data, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use"))
+    monkeypatch.setattr(files, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use"))
     train, test = data.load("cityscapes", streets, limit=3)
     assert len(train.masks) == len(train) == 3
     assert next(data.batches(test, task(size=65), 4, "cpu"))[0].shape == (3, 3, 65, 65)

@@ -392,10 +392,8 @@ def read_folder(root, size, limit, download):
     def below(folder):
         return [f.relative_to(folder.name) for f in found if f.parts[0] == folder.name]
 
-    if train_root != root:
-        paths = below(train_root)
-    else:  # images beside val/ or test/
-        paths = [f for f in found if len(f.parts) == 1 or f.parts[0] not in ("val", "test")]
+    beside = [f for f in found if len(f.parts) == 1 or f.parts[0] not in ("val", "test")]
+    paths = beside if train_root == root else below(train_root)
     test_paths = below(test_root) if test_root else []
     if not paths:
         raise InputError(f"{train_root}: no images ({', '.join(sorted(files.EXTENSIONS))})")
@@ -534,9 +532,10 @@ def add_arguments(group):
                        "and task; folder: by its photos)")  # fmt: skip
 
 
-def print_found(train, test, most=5):
-    sets = train, test
-    for line in train.notes:
+def print_found(*sets, most=5):
+    """What a run says about its data sets, of which the evaluation part may be None."""
+    sets = [data for data in sets if data is not None]
+    for line in sets[0].notes:
         print(line)
     for path, reason in [entry for data in sets for entry in data.unreadable][:most]:
         print(f"left out, unreadable: {path} ({reason})")

@@ -297,7 +297,7 @@ def main(args):
     if not args.draw_only:
         size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space).get("size")
         # what is wrong with it ends here
-        load(example.dataset, example.data, size, example.limit, example.download, example.workers)
+        data.print_found(*load(example.dataset, example.data, size, example.limit, example.download, example.workers))
     out.mkdir(parents=True, exist_ok=True)
     utils.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
     print(f"{len(archs)} architectures: {path}")

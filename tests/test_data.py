@@ -655,7 +655,7 @@ def run(script, *argv):
 def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
     for k in range(2):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
-    argv = ["--dataset", "imagenet", "--data", imagenet, "--task", name, "--batch_size", 7, "--workers", 0]
+    argv = ["--dataset", "imagenet", "--data", imagenet, "--task", name, "--size", 40, "--batch_size", 7, "--workers", 0]
     run(search, *argv, "--alpha_start", 0, "--out", tmp_path / "s")
     result = run(train, *argv, "--arch", tmp_path / "s" / "genotype.json", "--auxiliary", 0, "--out", tmp_path / "t")
     assert 0 <= result["final"] <= 100 and result["unreadable"] == 2
@@ -668,7 +668,8 @@ def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
 
 
 def test_imagenet22k_evaluates_on_the_held_out_half(imagenet, tmp_path, capsys):
-    argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot", "--batch_size", 7, "--workers", 0]
+    argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot", "--size", 40, "--batch_size", 7]
+    argv += ["--workers", 0]
     run(search, *argv, "--out", tmp_path / "s")
     run(train, *argv, "--arch", "darts_v2", "--out", tmp_path / "t")
     assert "14 images to train, 14 to evaluate" in capsys.readouterr().out

@@ -268,10 +268,10 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
         assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name, last", [("search", False), ("search", True), ("train", False)])
-def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name, last):
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
     """The signal arrives in the third or last step of the second epoch; the run ends after it, and goes on at the next."""
-    run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120]  # at least 6 steps an epoch
+    run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120, "--epochs", 3]  # at least 6 steps an epoch
     run(*argv, "--out", tmp_path / "whole")
     plain, calls = utils.stop_requested, []
 
@@ -282,16 +282,18 @@ def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name, last):
         return plain()
 
     steps = max(line.get("step", 0) for line in read_log(tmp_path / "whole"))
-    at = steps if last else 3
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
-        patch.setattr(utils, "stop_requested", stop_requested)
-        run(*argv, "--out", tmp_path / "stopped")
-    assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + at and steps >= 6
-    assert "--resume goes on" in capsys.readouterr().err
-    utils.stop_asked = False
-    run(*argv, "--out", tmp_path / "stopped", "--resume")
-    assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    for at in (3, steps) if name == "search" else (3,):
+        out = tmp_path / f"stopped{at}"
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+            patch.setattr(utils, "stop_requested", stop_requested)
+            run(*argv, "--out", out)
+        assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + at and steps >= 6
+        assert "--resume goes on" in capsys.readouterr().err
+        utils.stop_asked = False
+        run(*argv, "--out", out, "--resume")
+        assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
+        assert_same_run(tmp_path / "whole", out)
 
 
 def test_saved_within_an_epoch(tmp_path, monkeypatch, capsys):
@@ -482,21 +484,11 @@ def test_report_and_small_study(tmp_path):
     for name in [*ROOT.glob("*.py"), ROOT / "run_all.sh"]:  # it runs the scripts beside it
         (tmp_path / name.name).symlink_to(name)
     out_dir = tmp_path / "runs" / "shapes"
-    argv = [
-        "--dataset",
-        "shapes",
-        "--limit",
-        "40",
-        "--task",
-        "cls",
-        "--arch",
-        "darts_v2",
-        "--out",
-        str(out_dir / "darts_v2"),
-    ]
+    few = ["--limit", "40", "--epochs", "2"]
+    argv = ["--dataset", "shapes", *few, "--task", "cls", "--arch", "darts_v2", "--out", str(out_dir / "darts_v2")]
     there = train.main(train.parse_args(argv))  # without --device, as the script
     before = (out_dir / "darts_v2" / "result.json").stat().st_mtime_ns
-    command = ["bash", ROOT / "run_all.sh", "shapes", "--limit", "40"]
+    command = ["bash", ROOT / "run_all.sh", "shapes", *few]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

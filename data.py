@@ -221,7 +221,7 @@ def read(name, path, size, limit, download):
 def shrunk(data, size, name):
     """Images in memory at a half or a quarter of their size."""
     whole, block = data.size, data.size // size
-    if size not in (whole // 2, whole // 4):
+    if size not in (whole // 2, whole // 4) or whole % size:
         raise InputError(f"--size {size}: the images of {name} are {whole} x {whole}; also {whole // 2} and {whole // 4}, "
                          "the means of 2 x 2 and 4 x 4 pixels")  # fmt: skip
     data = copy.copy(data)

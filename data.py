@@ -509,14 +509,8 @@ def read_cityscapes(root, *_):
 
 # What reads the training and the evaluation part (or None) of each; it gets --data, --size, --limit and --download. What it
 # does not do about size and limit, `read` does afterwards.
-DATASETS = {
-    "shapes": read_shapes,
-    "cifar10": read_cifar10,
-    "folder": read_folder,
-    "imagenet": read_imagenet,
-    "imagenet22k": read_imagenet22k,
-    "cityscapes": read_cityscapes,
-}
+DATASETS = {"shapes": read_shapes, "cifar10": read_cifar10, "folder": read_folder, "imagenet": read_imagenet,
+            "imagenet22k": read_imagenet22k, "cityscapes": read_cityscapes}  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 

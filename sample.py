@@ -38,9 +38,8 @@ NASBENCH_CELLS = 423_624
 
 def parse_args(argv=None):
     """The arguments of the sweep; `train_argv` are those for train.py."""
-    parser = argparse.ArgumentParser(
-        description="Draw architectures and train each on each task.", epilog="All other options are those of train.py."
-    )
+    epilog = "All other options are those of train.py."
+    parser = argparse.ArgumentParser(description="Draw architectures and train each on each task.", epilog=epilog)
     parser.add_argument("--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from")
     # torchrun of Python 3.11 and older takes --n for a short form of its own options, -n not
     parser.add_argument("-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many to draw")

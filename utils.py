@@ -119,17 +119,10 @@ def environment(device):
     name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": importlib.metadata.version("torchvision"),
-        },
-        "git_commit": commit,
-        "world_size": world_size(),
-        "device": name,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "torchvision": importlib.metadata.version("torchvision")}  # fmt: skip
+    return {"versions": versions, "git_commit": commit, "world_size": world_size(), "device": name,
+            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
 
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):

@@ -47,7 +47,7 @@ def read_noise(path, *_):
         yield data
 
 '''),
-        ('"shapes": read_shapes', '"noise": read_noise,\n    '),
+        ('"shapes": read_shapes', '"noise": read_noise, '),
     ],
 }  # fmt: skip
 CODE = """

@@ -8,8 +8,8 @@ disk, and workers decode and crop each image for its batch.
     imagenet22k on disk: PATH/<class>/*, to search on: it has no evaluation part
     cityscapes  on disk: PATH/leftImg8bit/{train,val}/<city>/* and for masks PATH/gtFine/{train,val}/<city>/*
 
-As a script it is a data doctor: it loads a data set as training does (at --size, 32 if not given), prints what it found, and
-exits with 1 if training on it would fail.
+As a script it is a data doctor: it loads a data set as training does, prints what it found, and exits with 1 if training on
+it would fail.
 
     python data.py --dataset folder --data my_photos/ --size 64
     python data.py --dataset cifar10 --data data/ --download
@@ -31,25 +31,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import errors
+import files
 from errors import InputError, at_least
-from files import (
-    CITYSCAPES_CLASSES,
-    EXTENSIONS,
-    PHOTO,
-    RAW_IDS,
-    TRAIN_IDS,
-    cache_locked_for,
-    index_of,
-    middle_square,
-    photo_crop,
-    read_mask,
-    read_rgb,
-    scene_crop,
-    try_all,
-)  # fmt: skip
 from shapes import SHAPES, load_shapes
 
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by training alone and a
@@ -59,35 +46,51 @@ HELD_OUT_22K = 50_000  # images of the held-out half of ImageNet-22K to evaluate
 HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
 MAX_BYTES = 16 * 2**30  # of pixels in memory
+# The --size of a folder, if none is given: the largest that its photos fill and that takes a quarter of MAX_BYTES at most.
+# A step of a search at 160, whose ImageNet stem divides by 8 first, takes 0.3 of the time of one at 32, one at 64 five times
+# as long (on a CPU). Below 144 a jigsaw's tiles have fewer pixels than the network divides them by; above, memory grows.
+SIZES = 32, 160
 
 
 class ImageSet:
     """In memory: images (N, S, S, 3) uint8 RGB, labels (N,) int64 or None, masks (N, S, S) uint8 or None, the names of the
     classes and the per-channel mean and standard deviation (of values in 0 .. 1) that inputs are normalised with.
-    `names` identify the images in the split's hash; `unreadable` lists files left out as (path, reason), `formats` counts
-    modes and sizes of the files."""
+    `names` identify the images in the split's hash; `broken` has the files left out, {path: reason}, `formats` counts modes
+    and sizes of the files, `notes` are lines about how the data set was read."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet
     padded_crops, jitter = True, 0.0  # tasks pad and crop the images; strength of their colour jitter
-    mask_classes = ()
+    mask_classes, notes = (), ()
     why_no_labels = "a folder of images has them as train/<class>/*"
     why_no_masks = "shapes and cityscapes have them"
 
     def __init__(self, images, labels=None, classes=(), masks=None, names=None):
         self.images, self.labels, self.masks, self.classes = images, labels, masks, list(classes)
         self.names = names or [str(i) for i in range(len(images))]
-        self.unreadable, self.formats = [], Counter()
+        self.broken, self.formats = {}, Counter()
 
     def __len__(self):
-        return len(self.images)
+        return len(self.names)
+
+    @property
+    def size(self):
+        return self.images.shape[1]
+
+    @property
+    def unreadable(self):
+        return list(self.broken.items())
 
     def subset(self, index):
         """The images of an index tensor, in its order."""
+
+        def take(values):
+            if values is None or isinstance(values, torch.Tensor):
+                return None if values is None else values[index]
+            return values.subset(index.numpy()) if isinstance(values, files.Names) else [values[i] for i in index.tolist()]
+
         part = copy.copy(self)
-        part.images, part.names = self.images[index], [self.names[i] for i in index.tolist()]
-        part.labels = None if self.labels is None else self.labels[index]
-        part.masks = None if self.masks is None else self.masks[index]
-        part.unreadable, part.formats = [], Counter()
+        part.images, part.labels, part.masks, part.names = map(take, (self.images, self.labels, self.masks, self.names))
+        part.broken, part.formats = {}, Counter()
         return part
 
     def fetch(self, parts, task, seed, device):
@@ -96,39 +99,19 @@ class ImageSet:
             yield self.images[part], None if targets is None else targets[part], part
 
 
-class FileSet:
+class FileSet(ImageSet):
     """On disk: the files `names` below the folder `root`, decoded when needed by `workers` processes, cropped by the rule
-    `crop`. labels (N,) integers or None; masks: a list of paths, or None. `unreadable` grows as files are found to
-    be so; `empty` are the folders without images. The rest is as in ImageSet."""
+    `crop`, to `size` where nothing says otherwise. labels (N,) integers or None; masks: a list of paths, or None. `broken`
+    grows as files are found to be so; `empty` are the folders without images. The rest is as in ImageSet."""
 
-    mean, std = ImageSet.mean, ImageSet.std
-    padded_crops, jitter = False, 0.0
-    mask_classes = ()
-    why_no_labels = "cityscapes has masks alone"
-    why_no_masks = ImageSet.why_no_masks
+    padded_crops, size = False, 224
 
     def __init__(self, root, names, crop, labels=None, classes=(), empty=()):
         self.root, self.names, self.crop, self.labels, self.classes, self.empty = root, names, crop, labels, classes, empty
-        self.masks, self.workers, self.broken, self.formats = None, 0, {}, Counter()
-
-    def __len__(self):
-        return len(self.names)
-
-    @property
-    def unreadable(self):
-        return list(self.broken.items())
+        self.images, self.masks, self.workers, self.broken, self.formats = None, None, 0, {}, Counter()
 
     def path(self, i):
         return os.path.join(self.root, self.names[i])
-
-    def subset(self, index):
-        """The images of an index tensor, in its order."""
-        part = copy.copy(self)
-        part.names = self.names.subset(index.numpy())
-        part.labels = None if self.labels is None else self.labels[index]
-        part.masks = None if self.masks is None else [self.masks[i] for i in index.tolist()]
-        part.broken, part.formats = {}, Counter()
-        return part
 
     def sample(self, i, task, seed):
         """Image (h, w, 3) and, if the task uses it, mask (h, w), cropped alike; then mode and size of the file."""
@@ -137,8 +120,8 @@ class FileSet:
             rng = None if seed is None else np.random.default_rng([*np.atleast_1d(seed), i])
             return self.crop(W, H, task, rng)
 
-        image, size, found = read_rgb(self.path(i), box_for, tuple(round(255 * m) for m in self.mean))
-        return image, read_mask(self.masks[i], size, box_for) if task.uses == "masks" else None, found
+        image, size, found = files.read_rgb(self.path(i), box_for, tuple(round(255 * m) for m in self.mean))
+        return image, files.read_mask(self.masks[i], size, box_for) if task.uses == "masks" else None, found
 
     def fetch(self, parts, task, seed, device):
         loader = DataLoader(
@@ -168,7 +151,7 @@ class FileSet:
         """Decodes a seeded choice of the images, so that `formats` and `unreadable` tell of them."""
         task = SimpleNamespace(uses=None if self.masks is None else "masks", crop="area", size=64)
         chosen = choose(len(self), most).tolist()
-        for i, (found, error) in zip(chosen, try_all(lambda i: self.sample(i, task, None)[2], chosen)):
+        for i, (found, error) in zip(chosen, files.try_all(lambda i: self.sample(i, task, None)[2], chosen)):
             if error is None:
                 self.formats[found] += 1
             else:
@@ -205,17 +188,18 @@ class Reader:
         return torch.from_numpy(np.stack(images)), masks, torch.tensor(index), unreadable
 
 
-def load(name: str, path=None, size: int = 32, limit: int | None = None, download=False, workers: int | None = 0):
+def load(name: str, path=None, size: int | None = None, limit: int | None = None, download=False, workers: int | None = 0):
     """(training set, evaluation set or None) of a data set; `limit` keeps a seeded choice of at most that many images of
-    each. `workers` processes decode what is on disk; None: as many as CPU cores for each rank, at most 8."""
+    each. In memory without a size: that of the data set. `workers` processes decode what is on disk; None: as many as CPU
+    cores for each rank, at most 8."""
     train, test = read(name, path, size, limit, download)
     check(path, train, test)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    train.workers = workers
-    if test is not None:
-        test.workers = workers
+    for part in (train, test):
+        if part is not None:
+            part.workers = workers
     return train, test
 
 
@@ -225,26 +209,27 @@ def read(name, path, size, limit, download):
         raise InputError(f"--data {path}: of which kind? --dataset folder or --dataset cifar10")
     if name != "shapes" and path is None:
         raise InputError(f"--dataset {name} needs --data PATH")
-    if name == "folder":
-        return read_folder(Path(path), size, limit)  # which applies the limit before it decodes
-    if name in ON_DISK:
-        sets = ON_DISK[name](Path(path))
-        return tuple(part.subset(choose(len(part), limit)) if part is not None and limit else part for part in sets)
-    if size not in (8, 16, 32):
-        raise InputError(
-            f"--size {size}: the images of {name} are 32 x 32; also 16 and 8, the means of 2 x 2 and 4 x 4 pixels"
-        )
-    if name == "shapes":
-        sets = read_shapes(2000, seed=SPLIT_SEED), read_shapes(500, seed=SPLIT_SEED + 1)
-    else:
-        sets = load_cifar10(path, train=True, download=download), load_cifar10(path, train=False, download=download)
-    sets = tuple(part.subset(choose(len(part), limit)) for part in sets)
-    for part in sets if size < 32 else ():
-        blocks = part.images.view(len(part), size, 32 // size, size, 32 // size, 3)
-        part.images = blocks.float().mean((2, 4)).round().byte()  # (N, size, size, 3)
-        if part.masks is not None:  # the pixel next to the middle of each block
-            part.masks = part.masks[:, 16 // size :: 32 // size, 16 // size :: 32 // size]  # (N, size, size)
+    sets = []
+    for part in DATASETS[name](Path(path or ""), size, limit, download):
+        if part is not None and limit and limit < len(part):
+            part = part.subset(choose(len(part), limit))
+        in_memory = part is not None and not isinstance(part, FileSet)
+        sets.append(shrunk(part, size, name) if in_memory and size and size != part.size else part)
     return sets
+
+
+def shrunk(data, size, name):
+    """Images in memory at a half or a quarter of their size."""
+    whole, block = data.size, data.size // size
+    if size not in (whole // 2, whole // 4) or whole % size:
+        raise InputError(f"--size {size}: the images of {name} are {whole} x {whole}; also {whole // 2} and {whole // 4}, "
+                         "the means of 2 x 2 and 4 x 4 pixels")  # fmt: skip
+    data = copy.copy(data)
+    blocks = data.images.view(len(data), size, block, size, block, 3)
+    data.images = blocks.float().mean((2, 4)).round().byte()  # (N, size, size, 3)
+    if data.masks is not None:  # the pixel next to the middle of each block
+        data.masks = data.masks[:, block // 2 :: block, block // 2 :: block]  # (N, size, size)
+    return data
 
 
 def check(path, train, test):
@@ -316,28 +301,30 @@ def batches(data, task, batch_size: int, device, index: torch.Tensor | None = No
 # shapes and cifar10
 
 
-def read_shapes(n, seed):
-    images, labels, masks = load_shapes(n, seed)
-    data = ImageSet(images, labels, SHAPES, masks)
-    data.mask_classes = ["sky", "ground", *SHAPES]
-    return data
+def read_shapes(*_):
+    for part, n in enumerate((2000, 500)):
+        images, labels, masks = load_shapes(n, SPLIT_SEED + part)
+        data = ImageSet(images, labels, SHAPES, masks)
+        data.mask_classes = ["sky", "ground", *SHAPES]
+        yield data
 
 
-def load_cifar10(path, train, download):
+def read_cifar10(path, size, limit, download):
     from torchvision.datasets import CIFAR10  # here, as nothing else needs its import time
 
     try:
-        with cache_locked_for(path) if download else nullcontext():  # of all ranks one fetches it
-            source = CIFAR10(path, train=train, download=download)
+        with files.cache_locked_for(path) if download else nullcontext():  # of all ranks one fetches it
+            sources = [CIFAR10(path, train=train, download=download) for train in (True, False)]
     except RuntimeError:  # not there, or not what its checksum says
         hint = "" if download else "; --download fetches it"
         raise InputError(f"no CIFAR-10 (cifar-10-batches-py/) in {path}{hint}") from None
     except OSError as error:  # URLError is one
         raise InputError(f"could not download CIFAR-10 to {path} ({error}); without internet put "
                          "cifar-10-python.tar.gz there") from None  # fmt: skip
-    data = ImageSet(torch.from_numpy(source.data), torch.tensor(source.targets), source.classes)
-    data.mean, data.std = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
-    return data
+    for source in sources:
+        data = ImageSet(torch.from_numpy(source.data), torch.tensor(source.targets), source.classes)
+        data.mean, data.std = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
+        yield data
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,67 +332,89 @@ def load_cifar10(path, train, download):
 
 
 def list_images(root):
-    """Image files below a folder as sorted paths relative to it, hidden files and folders left out."""
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    """Image files below a folder as sorted paths relative to it, and how many others there are, by their endings."""
+    found, others = [], Counter()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = [s for s in subfolders if not s.startswith(".")]
-        relative = Path(folder).relative_to(root)
-        found += [relative / f for f in files if Path(f).suffix.lower() in EXTENSIONS and not f.startswith(".")]
-    return sorted(found, key=lambda p: p.as_posix())
+        for path in (Path(folder, name).relative_to(root) for name in names):
+            if path.suffix.lower() in files.EXTENSIONS and not path.name.startswith("."):
+                found.append(path)
+            else:
+                others["hidden" if path.name.startswith(".") else path.suffix.lower() or "without an ending"] += 1
+    return sorted(found, key=lambda p: p.as_posix()), others
 
 
-def read_images(root, files, size):
+def fitting_size(paths):
+    """The size for these photos, one of SIZES, and from what. It reads the headers of a seeded choice of them."""
+
+    def shorter_side(i):
+        with Image.open(paths[i]) as image:
+            return min(image.size)
+
+    sides = sorted(s for s, error in files.try_all(shorter_side, choose(len(paths), 1000).tolist()) if error is None) or [0]
+    median = sides[len(sides) // 2]
+    fitting = [s for s in SIZES if s <= median and 3 * s * s * len(paths) <= MAX_BYTES / 4]
+    size = max(fitting, default=SIZES[0])
+    return size, (f"size {size}, from the shorter sides of {len(sides)} images: {sides[0]} to {sides[-1]} pixels, median "
+                  f"{median}; --size takes another")  # fmt: skip
+
+
+def read_images(root, paths, size):
     """An ImageSet of those files that can be read."""
-    needed = len(files) * size * size * 3
+    needed = len(paths) * size * size * 3
     if needed > MAX_BYTES:
-        raise InputError(f"{len(files)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
+        raise InputError(f"{len(paths)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
                          "use --limit or a smaller --size")  # fmt: skip
-    images = np.empty((len(files), size, size, 3), np.uint8)
-    readable, unreadable, formats = [], [], Counter()
+    images = np.empty((len(paths), size, size, 3), np.uint8)
 
     def read(k):
-        images[k], _, found = read_rgb(root / files[k], lambda W, H: middle_square(W, H, size))
+        images[k], _, found = files.read_rgb(root / paths[k], lambda W, H: files.middle_square(W, H, size))
         return found
 
-    for k, (found, error) in enumerate(try_all(read, range(len(files)))):
-        if error is None:
-            readable.append(k)
-            formats[found] += 1
-        else:
-            unreadable.append((str(root / files[k]), error))
-    data = ImageSet(torch.from_numpy(images[readable] if unreadable else images), names=[str(files[k]) for k in readable])
-    data.unreadable, data.formats = unreadable, formats
+    results = files.try_all(read, range(len(paths)))
+    readable = [k for k, (_, error) in enumerate(results) if error is None]
+    if len(readable) < len(paths):
+        images = images[readable]
+    data = ImageSet(torch.from_numpy(images), names=[str(paths[k]) for k in readable])
+    data.broken = {str(root / file): error for file, (_, error) in zip(paths, results) if error is not None}
+    data.formats = Counter(results[k][0] for k in readable)
     return data
 
 
-def read_folder(root, size, limit):
-    """(training set, evaluation set) of a folder, whatever could be read of it."""
+def read_folder(root, size, limit, download):
+    """Whatever could be read of the training and the evaluation part of a folder."""
     if not root.is_dir():
         raise InputError(f"--data {root}: no such folder")
+    found, others = list_images(root)
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    files = list_images(train_root)
-    if train_root == root and test_root:  # images beside val/ or test/
-        files = [f for f in files if f.parts[0] != test_root.name]
-    test_files = list_images(test_root) if test_root else []
-    if not files:
-        raise InputError(f"{train_root}: no images ({', '.join(sorted(EXTENSIONS))})")
-    if test_root and not test_files:
-        raise InputError(f"{test_root}: no images; without the folder a part of the others is held out for evaluation")
 
-    stray = [f for f in files + test_files if len(f.parts) == 1]  # outside the folders of the classes
+    def below(folder):
+        return [f.relative_to(folder.name) for f in found if f.parts[0] == folder.name]
+
+    beside = [f for f in found if len(f.parts) == 1 or f.parts[0] not in ("val", "test")]
+    paths = beside if train_root == root else below(train_root)
+    test_paths = below(test_root) if test_root else []
+    if not paths:
+        raise InputError(f"{train_root}: no images ({', '.join(sorted(files.EXTENSIONS))})")
+    if test_root and not test_paths:
+        raise InputError(f"{test_root}: no images; without the folder a part of the others is held out for evaluation")
+    unused = len(found) - len(paths) - len(test_paths)
+
+    stray = [f for f in paths + test_paths if len(f.parts) == 1]  # outside the folders of the classes
     labelled = train_root != root and not stray
-    classes = sorted({f.parts[0] for f in files}) if labelled else []
-    new = sorted({f.parts[0] for f in test_files} - set(classes)) if labelled else []
+    classes = sorted({f.parts[0] for f in paths}) if labelled else []
+    new = sorted({f.parts[0] for f in test_paths} - set(classes)) if labelled else []
     if new:
         raise InputError(f"{test_root}: classes that {train_root} does not have: {', '.join(new[:5])}")
+    size, *notes = (size,) if size else fitting_size([train_root / f for f in paths])
     if not test_root:
-        held_out = set(choose(len(files), max(1, round(HELD_OUT * len(files)))).tolist())
-        test_files = [f for i, f in enumerate(files) if i in held_out]
-        files = [f for i, f in enumerate(files) if i not in held_out]
+        held_out = set(choose(len(paths), max(1, round(HELD_OUT * len(paths)))).tolist())
+        test_paths = [f for i, f in enumerate(paths) if i in held_out]
+        paths = [f for i, f in enumerate(paths) if i not in held_out]
 
     sets = []
-    for folder, part in ((train_root, files), (test_root or train_root, test_files)):
+    for folder, part in ((train_root, paths), (test_root or train_root, test_paths)):
         data = read_images(folder, [part[i] for i in choose(len(part), limit).tolist()], size)
         if labelled:
             data.classes = classes
@@ -415,9 +424,21 @@ def read_folder(root, size, limit):
             data.why_no_labels = f"{stray[0]} is not in the folder of a class"
         sets.append(data)
     train, test = sets
+    endings = Counter(Path(name).suffix.lower() for name in train.names + test.names)
+    left_out = others + Counter({
+        "unreadable": len(train.broken) + len(test.broken),
+        "outside the folders that are used": unused,
+        "beyond --limit": sum(map(len, (paths, test_paths))) - sum(len(part) + len(part.broken) for part in sets),
+    })  # fmt: skip
+
+    def listed(counts):
+        return ", ".join(f"{-n} {what}" for n, what in sorted((-n, what) for what, n in counts.items())) or "nothing"
+
+    train.notes = [f"{root}: {len(train)} images to train, {len(test)} to evaluate, {listed(endings)}",
+                   f"left out: {listed(left_out)}", *notes]  # fmt: skip
     if not test_root:  # one folder, of which some files are unreadable
-        train.unreadable, test.unreadable = train.unreadable + test.unreadable, []
-    return train, test
+        train.broken, test.broken = train.broken | test.broken, {}
+    return sets
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -426,17 +447,17 @@ def read_folder(root, size, limit):
 
 def read_classes(root):
     """A folder of images for each class."""
-    names, folder, folders = index_of(root)
+    names, folder, folders = files.index_of(root)
     counts = np.bincount(folder, minlength=len(folders))
     numbers = np.cumsum(counts > 0, dtype=np.int32) - 1  # of the folders' classes
     classes, empty = ([f for f, count in zip(folders, counts) if bool(count) == has_images] for has_images in (True, False))
     labels = torch.from_numpy(numbers[folder] if empty else folder)
-    data = FileSet(root, names, photo_crop, labels, classes, empty)
+    data = FileSet(root, names, files.photo_crop, labels, classes, empty)
     data.jitter = 0.1
     return data
 
 
-def read_imagenet(root):
+def read_imagenet(root, *_):
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise InputError(f"--data {root}: no folders train/ and val/, each with a folder of images for each class")
     train, test = read_classes(root / "train"), read_classes(root / "val")
@@ -449,28 +470,30 @@ def read_imagenet(root):
     return train, test
 
 
-def read_imagenet22k(root):
+def read_imagenet22k(root, *_):
     return read_classes(root), None
 
 
-def read_cityscapes(root):
+def read_cityscapes(root, *_):
     sets, problems = [], []
     for part in ("train", "val"):
         images, masks = root / "leftImg8bit" / part, root / "gtFine" / part
-        names = index_of(images)[0]
-        names = names.subset(np.array([i for i, name in enumerate(names) if name.endswith(PHOTO)], np.int64))
+        names = files.index_of(images)[0]
+        names = names.subset(np.array([i for i, name in enumerate(names) if name.endswith(files.PHOTO)], np.int64))
         if not len(names):
-            raise InputError(f"{images}: no <city>/*{PHOTO}")
-        data = FileSet(images, names, scene_crop)
-        data.mask_classes = CITYSCAPES_CLASSES
+            raise InputError(f"{images}: no <city>/*{files.PHOTO}")
+        data = FileSet(images, names, files.scene_crop)
+        data.mask_classes, data.why_no_labels = files.CITYSCAPES_CLASSES, "cityscapes has masks alone"
         sets.append(data)
         try:
-            found = list(index_of(masks)[0])
+            found = list(files.index_of(masks)[0])
         except InputError as error:
             problems.append(str(error))
             continue
-        of = {name.removesuffix(kind): name for kind in (RAW_IDS, TRAIN_IDS) for name in found if name.endswith(kind)}
-        stems = [name.removesuffix(PHOTO) for name in names]
+        of = {}
+        for kind in (files.RAW_IDS, files.TRAIN_IDS):
+            of |= {name.removesuffix(kind): name for name in found if name.endswith(kind)}
+        stems = [name.removesuffix(files.PHOTO) for name in names]
         for what, which, folder in (
             ("images have no mask", [s for s in stems if s not in of], images),
             ("masks have no image", sorted(of.keys() - stems), masks),
@@ -484,25 +507,30 @@ def read_cityscapes(root):
     return sets
 
 
-ON_DISK = {"imagenet": read_imagenet, "imagenet22k": read_imagenet22k, "cityscapes": read_cityscapes}
+# What reads the training and the evaluation part (or None) of each; it gets --data, --size, --limit and --download. What it
+# does not do about size and limit, `read` does afterwards.
+DATASETS = {"shapes": read_shapes, "cifar10": read_cifar10, "folder": read_folder, "imagenet": read_imagenet,
+            "imagenet22k": read_imagenet22k, "cityscapes": read_cityscapes}  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def add_arguments(group):
     """The options that name a data set."""
-    group.add_argument("--dataset", choices=["shapes", "cifar10", "folder", *ON_DISK], default="shapes",
-                       help="shapes is embedded")  # fmt: skip
+    group.add_argument("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
     group.add_argument("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
-    group.add_argument("--workers", type=at_least(0, int), metavar="N",
-                       help="processes that decode images, for each rank; data sets in memory need none (default: as many "
-                       "as CPU cores for each rank, at most 8)")  # fmt: skip
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
     group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
-    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of the square images or crops")
+    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS",
+                       help="side of the square images or crops (default: by data set "
+                       "and task; folder: by its photos)")  # fmt: skip
 
 
-def print_unreadable(*sets, most=5):
+def print_found(*sets, most=5):
+    """What a run says about its data sets, of which the evaluation part may be None."""
+    sets = [data for data in sets if data is not None]
+    for line in sets[0].notes:
+        print(line)
     for path, reason in [entry for data in sets for entry in data.unreadable][:most]:
         print(f"left out, unreadable: {path} ({reason})")
     total = sum(len(data.unreadable) for data in sets)
@@ -512,6 +540,7 @@ def print_unreadable(*sets, most=5):
 
 def report(train, test):
     """What was found, as lines of text."""
+    yield from train.notes
     for title, data in (("training", train), ("evaluation", test)):
         if data is None:
             yield f"{title}: this data set has no such part"
@@ -545,7 +574,7 @@ def parse_args(argv=None):
 
 def main(args):
     try:
-        train, test = read(args.dataset, args.data, args.size or 32, args.limit, args.download)
+        train, test = read(args.dataset, args.data, args.size, args.limit, args.download)
         print("\n".join(report(train, test)))
         check(args.data, train, test)
     except InputError as error:

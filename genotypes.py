@@ -24,16 +24,8 @@ import errors
 from errors import InputError
 
 # The candidate operations of the DARTS space; the order is that of the columns of alpha.
-PRIMITIVES = [
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-]
+PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3",
+              "dil_conv_5x5"]  # fmt: skip
 OP_NAMES = PRIMITIVES + ["sep_conv_7x7", "conv_7x1_1x7"]  # NASNet, PNASNet and AmoebaNet need two more
 
 NODES = 4  # intermediate nodes of a searched cell
@@ -66,105 +58,52 @@ class NASBenchCell(NamedTuple):
 # Cells with a name: normal and reduction cell as op-input, two a node; then their concats where these are not 2-5.
 
 SHORT_NAMES = {
-    "max3": "max_pool_3x3",
-    "avg3": "avg_pool_3x3",
-    "skip": "skip_connect",
-    "sep3": "sep_conv_3x3",
-    "sep5": "sep_conv_5x5",
-    "sep7": "sep_conv_7x7",
-    "dil3": "dil_conv_3x3",
-    "dil5": "dil_conv_5x5",
-    "conv7x1_1x7": "conv_7x1_1x7",
-}
+    "max3": "max_pool_3x3", "avg3": "avg_pool_3x3", "skip": "skip_connect", "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5",
+    "sep7": "sep_conv_7x7", "dil3": "dil_conv_3x3", "dil5": "dil_conv_5x5", "conv7x1_1x7": "conv_7x1_1x7",
+}  # fmt: skip
 
 CELLS = {
-    "darts_v1": (
-        "sep3-1 sep3-0 skip-0 sep3-1 skip-0 sep3-1 sep3-0 skip-2",
-        "max3-0 max3-1 skip-2 max3-0 max3-0 skip-2 skip-2 avg3-0",
-    ),
-    "darts_v2": (
-        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 skip-0 skip-0 dil3-2",
-        "max3-0 max3-1 skip-2 max3-1 max3-0 skip-2 skip-2 max3-1",
-    ),
-    "pdarts": (
-        "skip-0 dil3-1 skip-0 sep3-1 sep3-1 sep3-3 sep3-0 dil5-4",
-        "avg3-0 sep5-1 sep3-0 dil5-2 max3-0 dil3-1 dil3-1 dil5-3",
-    ),
-    "pcdarts_c10": (
-        "sep3-1 skip-0 sep3-0 dil3-1 sep5-0 sep3-1 avg3-0 dil3-1",
-        "sep5-1 max3-0 sep5-1 sep5-2 sep3-0 sep3-3 sep3-1 sep3-2",
-    ),
-    "pcdarts_in1k": (
-        "skip-1 sep3-0 sep3-0 skip-1 sep3-1 sep3-3 sep3-1 dil5-4",
-        "sep3-0 skip-1 dil5-2 max3-1 sep3-2 sep3-1 sep5-0 sep3-3",
-    ),
-    "nasnet": (
-        "sep5-1 sep3-0 sep5-0 sep3-0 avg3-1 skip-0 avg3-0 avg3-0 sep3-1 skip-1",
-        "sep5-1 sep7-0 max3-1 sep7-0 avg3-1 sep5-0 skip-3 avg3-2 sep3-2 max3-1",
-        [2, 3, 4, 5, 6],
-        [4, 5, 6],
-    ),
-    "pnasnet": (
-        "sep5-0 max3-0 sep7-1 max3-1 sep5-1 sep3-1 sep3-4 max3-1 sep3-0 skip-1",
-        "sep5-0 max3-0 sep7-1 max3-1 sep5-1 sep3-1 sep3-4 max3-1 sep3-0 skip-1",
-        [2, 3, 4, 5, 6],
-        [2, 3, 4, 5, 6],
-    ),
-    "amoebanet": (
-        "avg3-0 max3-1 sep3-0 sep5-2 sep3-0 avg3-3 sep3-1 skip-1 skip-0 avg3-1",
-        "avg3-0 sep3-1 max3-0 sep7-2 sep7-0 avg3-1 max3-0 max3-1 conv7x1_1x7-0 sep3-5",
-        [4, 5, 6],
-        [3, 4, 6],
-    ),
-    "unnas_imagenet_cls": (
-        "sep3-1 sep3-0 sep3-1 sep3-0 sep3-0 sep3-2 sep5-1 sep3-0",
-        "max3-0 skip-1 max3-0 dil5-2 max3-0 sep3-2 sep3-4 dil5-3",
-    ),
-    "unnas_imagenet_rot": (
-        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 sep3-0 sep3-0 sep3-1",
-        "sep3-1 sep3-0 sep3-2 sep3-1 sep3-1 sep3-2 sep3-4 sep5-2",
-    ),
-    "unnas_imagenet_col": (
-        "skip-0 sep3-1 sep3-1 skip-0 sep3-0 sep3-3 sep3-0 sep3-2",
-        "max3-0 sep3-1 max3-0 sep3-1 max3-0 sep5-3 max3-0 sep3-4",
-    ),
-    "unnas_imagenet_jig": (
-        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-3 sep3-1 sep5-0",
-        "sep5-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1 sep5-0 sep3-1",
-    ),
-    "unnas_imagenet22k_cls": (
-        "sep3-1 skip-0 sep3-1 sep3-2 sep3-1 sep3-2 sep3-1 sep3-0",
-        "max3-0 max3-1 dil5-2 max3-0 dil5-3 dil5-2 dil5-4 dil5-3",
-    ),
-    "unnas_imagenet22k_rot": (
-        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1",
-        "max3-0 sep5-1 dil5-2 sep5-0 dil5-3 sep3-2 sep3-4 sep3-3",
-    ),
-    "unnas_imagenet22k_col": (
-        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-2 sep3-1 sep3-3 sep3-0",
-        "max3-0 skip-1 dil5-2 sep3-0 sep3-3 sep3-0 sep3-4 sep5-1",
-    ),
-    "unnas_imagenet22k_jig": (
-        "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 sep3-0 sep3-0 sep3-4",
-        "sep5-0 skip-1 sep5-0 sep3-2 sep5-0 sep5-3 sep5-0 sep5-4",
-    ),
-    "unnas_cityscapes_seg": (
-        "skip-0 sep5-1 sep3-1 sep3-0 sep3-0 sep3-1 sep3-0 sep3-1",
-        "sep3-0 avg3-1 avg3-1 sep5-0 sep3-2 sep5-0 sep3-4 sep5-2",
-    ),
-    "unnas_cityscapes_rot": (
-        "sep3-1 sep3-0 sep3-2 sep3-1 sep3-0 sep3-3 sep3-1 sep3-0",
-        "max3-0 sep5-1 sep5-2 sep5-1 sep5-3 dil5-2 sep5-2 sep5-0",
-    ),
-    "unnas_cityscapes_col": (
-        "dil3-1 sep3-0 skip-0 sep5-2 dil3-3 skip-0 skip-0 sep3-1",
-        "avg3-1 avg3-0 avg3-1 avg3-0 avg3-1 avg3-0 avg3-1 skip-4",
-    ),
-    "unnas_cityscapes_jig": (
-        "dil5-1 sep5-0 sep3-0 sep3-1 sep3-0 sep3-2 sep3-0 dil5-1",
-        "avg3-0 skip-1 dil5-1 dil5-2 dil5-2 dil5-0 dil5-3 dil5-2",
-    ),
-}
+    "darts_v1": ("sep3-1 sep3-0 skip-0 sep3-1 skip-0 sep3-1 sep3-0 skip-2",
+                 "max3-0 max3-1 skip-2 max3-0 max3-0 skip-2 skip-2 avg3-0"),
+    "darts_v2": ("sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 skip-0 skip-0 dil3-2",
+                 "max3-0 max3-1 skip-2 max3-1 max3-0 skip-2 skip-2 max3-1"),
+    "pdarts": ("skip-0 dil3-1 skip-0 sep3-1 sep3-1 sep3-3 sep3-0 dil5-4",
+               "avg3-0 sep5-1 sep3-0 dil5-2 max3-0 dil3-1 dil3-1 dil5-3"),
+    "pcdarts_c10": ("sep3-1 skip-0 sep3-0 dil3-1 sep5-0 sep3-1 avg3-0 dil3-1",
+                    "sep5-1 max3-0 sep5-1 sep5-2 sep3-0 sep3-3 sep3-1 sep3-2"),
+    "pcdarts_in1k": ("skip-1 sep3-0 sep3-0 skip-1 sep3-1 sep3-3 sep3-1 dil5-4",
+                     "sep3-0 skip-1 dil5-2 max3-1 sep3-2 sep3-1 sep5-0 sep3-3"),
+    "nasnet": ("sep5-1 sep3-0 sep5-0 sep3-0 avg3-1 skip-0 avg3-0 avg3-0 sep3-1 skip-1",
+               "sep5-1 sep7-0 max3-1 sep7-0 avg3-1 sep5-0 skip-3 avg3-2 sep3-2 max3-1", [2, 3, 4, 5, 6], [4, 5, 6]),
+    "pnasnet": ("sep5-0 max3-0 sep7-1 max3-1 sep5-1 sep3-1 sep3-4 max3-1 sep3-0 skip-1",
+                "sep5-0 max3-0 sep7-1 max3-1 sep5-1 sep3-1 sep3-4 max3-1 sep3-0 skip-1", [2, 3, 4, 5, 6], [2, 3, 4, 5, 6]),
+    "amoebanet": ("avg3-0 max3-1 sep3-0 sep5-2 sep3-0 avg3-3 sep3-1 skip-1 skip-0 avg3-1",
+                  "avg3-0 sep3-1 max3-0 sep7-2 sep7-0 avg3-1 max3-0 max3-1 conv7x1_1x7-0 sep3-5", [4, 5, 6], [3, 4, 6]),
+    "unnas_imagenet_cls": ("sep3-1 sep3-0 sep3-1 sep3-0 sep3-0 sep3-2 sep5-1 sep3-0",
+                           "max3-0 skip-1 max3-0 dil5-2 max3-0 sep3-2 sep3-4 dil5-3"),
+    "unnas_imagenet_rot": ("sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 sep3-0 sep3-0 sep3-1",
+                           "sep3-1 sep3-0 sep3-2 sep3-1 sep3-1 sep3-2 sep3-4 sep5-2"),
+    "unnas_imagenet_col": ("skip-0 sep3-1 sep3-1 skip-0 sep3-0 sep3-3 sep3-0 sep3-2",
+                           "max3-0 sep3-1 max3-0 sep3-1 max3-0 sep5-3 max3-0 sep3-4"),
+    "unnas_imagenet_jig": ("sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-3 sep3-1 sep5-0",
+                           "sep5-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1 sep5-0 sep3-1"),
+    "unnas_imagenet22k_cls": ("sep3-1 skip-0 sep3-1 sep3-2 sep3-1 sep3-2 sep3-1 sep3-0",
+                              "max3-0 max3-1 dil5-2 max3-0 dil5-3 dil5-2 dil5-4 dil5-3"),
+    "unnas_imagenet22k_rot": ("sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1 sep3-0 sep3-1",
+                              "max3-0 sep5-1 dil5-2 sep5-0 dil5-3 sep3-2 sep3-4 sep3-3"),
+    "unnas_imagenet22k_col": ("sep3-0 sep3-1 sep3-0 sep3-1 sep3-2 sep3-1 sep3-3 sep3-0",
+                              "max3-0 skip-1 dil5-2 sep3-0 sep3-3 sep3-0 sep3-4 sep5-1"),
+    "unnas_imagenet22k_jig": ("sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 sep3-0 sep3-0 sep3-4",
+                              "sep5-0 skip-1 sep5-0 sep3-2 sep5-0 sep5-3 sep5-0 sep5-4"),
+    "unnas_cityscapes_seg": ("skip-0 sep5-1 sep3-1 sep3-0 sep3-0 sep3-1 sep3-0 sep3-1",
+                             "sep3-0 avg3-1 avg3-1 sep5-0 sep3-2 sep5-0 sep3-4 sep5-2"),
+    "unnas_cityscapes_rot": ("sep3-1 sep3-0 sep3-2 sep3-1 sep3-0 sep3-3 sep3-1 sep3-0",
+                             "max3-0 sep5-1 sep5-2 sep5-1 sep5-3 dil5-2 sep5-2 sep5-0"),
+    "unnas_cityscapes_col": ("dil3-1 sep3-0 skip-0 sep5-2 dil3-3 skip-0 skip-0 sep3-1",
+                             "avg3-1 avg3-0 avg3-1 avg3-0 avg3-1 avg3-0 avg3-1 skip-4"),
+    "unnas_cityscapes_jig": ("dil5-1 sep5-0 sep3-0 sep3-1 sep3-0 sep3-2 sep3-0 dil5-1",
+                             "avg3-0 skip-1 dil5-1 dil5-2 dil5-2 dil5-0 dil5-3 dil5-2"),
+}  # fmt: skip
 
 
 def named_cell(name: str) -> Genotype:

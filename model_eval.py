@@ -66,10 +66,8 @@ def check_auxiliary(task, stem, layers):
     size = math.ceil(task.input_size / total_stride(stem, layers, task.reductions))
     smallest = {"cifar": 8, "imagenet": 7}[stem]  # for its pool and its 2x2 convolution
     if size < smallest:
-        raise InputError(
-            f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}; --auxiliary 0 "
-            "leaves it out"
-        )
+        raise InputError(f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}; "
+                         "--auxiliary 0 leaves it out")  # fmt: skip
 
 
 class Network(nn.Module):

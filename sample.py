@@ -21,6 +21,7 @@ import time
 import traceback
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import errors
 import genotypes
@@ -37,14 +38,11 @@ NASBENCH_CELLS = 423_624
 
 def parse_args(argv=None):
     """The arguments of the sweep; `train_argv` are those for train.py."""
-    parser = argparse.ArgumentParser(
-        description="Draw architectures and train each on each task.", epilog="All other options are those of train.py."
-    )
+    epilog = "All other options are those of train.py."
+    parser = argparse.ArgumentParser(description="Draw architectures and train each on each task.", epilog=epilog)
     parser.add_argument("--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from")
     # torchrun of Python 3.11 and older takes --n for a short form of its own options, -n not
-    parser.add_argument(
-        "-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many architectures to draw"
-    )
+    parser.add_argument("-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many to draw")
     parser.add_argument("--draw_seed", type=at_least(0, int), default=0, help="of the draw")
     parser.add_argument("--params", type=at_least(0), nargs=2, default=PARAMS, metavar=("LOW", "HIGH"),
                         help="keep DARTS cells with so many parameters as width 16, 20 cells, 10 classes "
@@ -120,13 +118,8 @@ def darts_costs():
     import pretext
     import utils
 
-    class Cifar10(pretext.Task):
-        num_classes, input_size = 10, 32
-
-        def __init__(self):
-            pass
-
-    task = Cifar10()
+    task = SimpleNamespace(in_channels=3, input_size=32, inputs_per_target=1, reductions=2,
+                           head=lambda C: pretext.PooledHead(C, 10))  # fmt: skip
 
     def cost(genotype):
         def build():
@@ -301,9 +294,9 @@ def main(args):
     # --- data
     load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
     if not args.draw_only:
-        size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space)["size"]
+        size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space).get("size")
         # what is wrong with it ends here
-        load(example.dataset, example.data, size, example.limit, example.download, example.workers)
+        data.print_found(*load(example.dataset, example.data, size, example.limit, example.download, example.workers))
     out.mkdir(parents=True, exist_ok=True)
     utils.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
     print(f"{len(archs)} architectures: {path}")

@@ -38,12 +38,8 @@ EVALUATION = {  # Sec. 4; on CIFAR-10 as DARTS evaluates a cell
 # The auxiliary head does not fit every --size
 EVALUATION["folder", "cls"] = dict(EVALUATION["cifar10", "cls"], auxiliary=0.0)
 SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, nesterov=True, precise_bn=1024)  # Sec. 3.3, CIFAR-10
-SAMPLE_BASED_TASKS = {
-    "cls": dict(batch_size=128, lr=0.1),
-    "col": dict(batch_size=128, lr=0.1),
-    "rot": dict(batch_size=32, lr=0.025),
-    "jig": dict(batch_size=32, lr=0.025),
-}
+SAMPLE_BASED_TASKS = {"cls": dict(batch_size=128, lr=0.1), "col": dict(batch_size=128, lr=0.1),
+                      "rot": dict(batch_size=32, lr=0.025), "jig": dict(batch_size=32, lr=0.025)}  # fmt: skip
 SAMPLE_BASED_SIZES = {"darts": dict(width=16, layers=20), "nasbench101": dict(width=128, layers=9)}
 SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper's sample-based study has not
     "darts": dict(width=32, layers=22, epochs=5, precise_bn=1024),
@@ -52,7 +48,7 @@ SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper'
 LARGE = dict(size=224, batch_size=32, lr=0.0125, weight_decay=5e-5, nesterov=True)
 SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True, grad_clip=5.0)  # small, for a CPU
 SHAPES_SIZES = {"darts": dict(width=8, layers=4), "nasbench101": dict(width=16, layers=3)}
-COMMON = dict(save_every=0, size=32, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
+COMMON = dict(save_every=0, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
               label_smoothing=0.0, precise_bn=0)  # fmt: skip
 
 
@@ -92,9 +88,7 @@ def parse_args(argv=None):
     group.add_argument("--layers", type=at_least(1, int), help="number of cells")
     group.add_argument("--stem", choices=["cifar", "imagenet"], help="full or 1/8 resolution (default: by --size)")
     group.add_argument("--auxiliary", type=at_least(0), metavar="WEIGHT", help="of the auxiliary head's loss; 0: no head")
-    group.add_argument(
-        "--drop_path", type=at_least(0, below=1), metavar="P", help="grows from 0 in the first epoch towards P"
-    )
+    group.add_argument("--drop_path", type=at_least(0, below=1), metavar="P", help="grows from 0 in the first epoch to P")
     group = parser.add_argument_group("optimiser: SGD, momentum 0.9, cosine by epoch (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over the training set")
     group.add_argument("--batch_size", type=at_least(2, int), help="images per step, of all ranks together")
@@ -125,13 +119,14 @@ def main(args, load=data.load):
     defaults.pop("width" if args.max_macs else "max_macs" if args.width else None, None)
     utils.fill_defaults(args, defaults)
     utils.check_batch_size(args.batch_size, args.accumulate)
-    utils.fill_defaults(args, {"stem": ops.default_stem(args.size)})
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
     train, test = load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
+    args.size = args.size or train.size
+    args.stem = args.stem or ops.default_stem(args.size)
     if test is None:  # ImageNet-22K has no evaluation images
         train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
         test = test.subset(data.choose(len(test), data.HELD_OUT_22K))
@@ -160,9 +155,7 @@ def main(args, load=data.load):
     utils.seed_everything(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
-    optimizer = torch.optim.SGD(
-        network.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
-    )
+    optimizer = torch.optim.SGD(network.parameters(), args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
     autocast, scaler = utils.precision(device, args.amp)
 
     # --- resume
@@ -183,7 +176,7 @@ def main(args, load=data.load):
     log = utils.Log(out, header, epochs_done, steps_done)
     print(f"{arch}, {args.task} on {args.dataset}: {len(train)} images to train, {len(test)} to evaluate (split {split}); "
           f"{params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs; {out}")  # fmt: skip
-    data.print_unreadable(train, test)
+    data.print_found(train, test)
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):

@@ -1,5 +1,6 @@
 """What both training scripts share and no task or model needs to know: set-up, ranks, evaluation, logs, checkpoints."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import InputError, at_least
@@ -30,6 +30,9 @@ def add_run_arguments(group):
     group.add_argument("--seed", type=at_least(0, int, 2**32), default=0,
                        help="of initialisation, data order, augmentation and the halves of a search")  # fmt: skip
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
+    group.add_argument("--workers", type=at_least(0, int), metavar="N",
+                       help="processes that decode images, for each rank; data sets in memory need none (default: as many "
+                       "as CPU cores for each rank, at most 8)")  # fmt: skip
     group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")
     group.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 with scaled losses, for older GPUs")
     group.add_argument("--sync_bn", action="store_true", help="BN statistics over the images of all ranks (GPUs only)")
@@ -108,28 +111,18 @@ def seed_everything(seed):
 
 def environment(device):
     """What a result depends on besides its arguments."""
-    commit = None
-    here = Path(__file__).parent
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
-        pass
+        commit = None
     name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-        "git_commit": commit,
-        "world_size": world_size(),
-        "device": name,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "torchvision": importlib.metadata.version("torchvision")}  # fmt: skip
+    return {"versions": versions, "git_commit": commit, "world_size": world_size(), "device": name,
+            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
 
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):
@@ -361,7 +354,7 @@ def resume(args, out, device, identity, parts):
             part.load_state_dict(state[name])
         restore_rng(state, device, args)
         print(f"resumed after epoch {state['epoch']}" + (f" and {state['step']} steps" if state["step"] else ""))
-    how_far = state["epoch"], state["step"], identity["split"]
+    how_far = state["epoch"], state["step"], identity["size"], identity["split"]
     check_same("the checkpoint in --out and the images in --data", how_far)
     return state
 

@@ -88,6 +88,31 @@ def test_unreadable_files_are_named(odd_files, capsys):
     assert "cut.jpg" in out and "labels: none" in out and "RGB 60 x 48" in out
 
 
+def test_size_that_fits_the_photos(tmp_path, odd_files, monkeypatch):
+    train, _ = data.load("folder", odd_files)
+    assert train.size == 32 and "from the shorter sides of 23 images: 1 to 64 pixels, median 48" in train.notes[2]
+    for k in range(30):
+        photo(170, 200 + k).save(odd_files / f"large{k}.png")
+    train, test = data.load("folder", odd_files, limit=4)  # the size is that of the whole folder
+    assert train.size == test.size == 160 and data.load("folder", odd_files, size=31)[0].size == 31
+    monkeypatch.setattr(data, "MAX_BYTES", 4 * 3 * 160 * 160 * 52)  # there are 53
+    assert data.load("folder", odd_files)[0].size == 32
+    with pytest.raises(InputError, match="48 images of 400 x 400 .* --limit or a smaller --size"):
+        data.load("folder", odd_files, size=400)
+
+
+def test_what_a_folder_leaves_out_is_counted(tmp_path):
+    root = make_labelled(tmp_path, folders=("train", "val", "test", "old"))
+    (root / "README").write_text("")
+    photo(20, 20).save(root / "beside.png")
+    train, test = data.load("folder", root, limit=6)
+    assert train.notes[0] == f"{root}: 6 images to train, 6 to evaluate, 12 .png"
+    assert train.notes[1] == "left out: 17 outside the folders that are used, 4 beyond --limit, 1 without an ending"
+    for name in ("train", "old"):  # all else beside val/ and test/ is trained on
+        (root / name).rename(root / f"{name}_photos")
+    assert len(data.load("folder", root)[0]) == 17
+
+
 def make_labelled(root, classes=("cat", "dog"), count=4, folders=("train", "val")):
     for folder in folders:
         for c, name in enumerate(classes):
@@ -580,7 +605,7 @@ def test_masks_show_what_images_show(streets, workers):
 
 
 def test_cityscapes_without_masks(streets, monkeypatch):
-    monkeypatch.setattr(data, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use"))
+    monkeypatch.setattr(files, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use"))
     train, test = data.load("cityscapes", streets, limit=3)
     assert len(train.masks) == len(train) == 3
     assert next(data.batches(test, task(size=65), 4, "cpu"))[0].shape == (3, 3, 65, 65)
@@ -630,7 +655,7 @@ def run(script, *argv):
 def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
     for k in range(2):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
-    argv = ["--dataset", "imagenet", "--data", imagenet, "--task", name, "--batch_size", 7, "--workers", 0]
+    argv = ["--dataset", "imagenet", "--data", imagenet, "--task", name, "--size", 40, "--batch_size", 7, "--workers", 0]
     run(search, *argv, "--alpha_start", 0, "--out", tmp_path / "s")
     result = run(train, *argv, "--arch", tmp_path / "s" / "genotype.json", "--auxiliary", 0, "--out", tmp_path / "t")
     assert 0 <= result["final"] <= 100 and result["unreadable"] == 2
@@ -643,7 +668,8 @@ def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
 
 
 def test_imagenet22k_evaluates_on_the_held_out_half(imagenet, tmp_path, capsys):
-    argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot", "--batch_size", 7, "--workers", 0]
+    argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot", "--size", 40, "--batch_size", 7]
+    argv += ["--workers", 0]
     run(search, *argv, "--out", tmp_path / "s")
     run(train, *argv, "--arch", "darts_v2", "--out", tmp_path / "t")
     assert "14 images to train, 14 to evaluate" in capsys.readouterr().out

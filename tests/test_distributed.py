@@ -123,7 +123,7 @@ def test_another_number_of_processes(found, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_killed_rank(tmp_path):
     """torchrun starts the ranks again; they go on after the last whole epoch and end with the undisturbed result."""
-    argv = ["train.py", *ranks.SMALL, "--arch", "darts_v2", "--limit", "200", "--batch_size", "10", "--epochs", "6"]
+    argv = ["train.py", *ranks.SMALL, "--arch", "darts_v2", "--limit", "120", "--batch_size", "10", "--epochs", "6"]
     finished(torchrun(2, *argv, "--out", tmp_path / "whole", cwd=ROOT))
     out = tmp_path / "killed"
     process = torchrun(2, "--max_restarts=1", *argv, "--out", out, cwd=ROOT)
@@ -148,21 +148,8 @@ def test_a_killed_rank(tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_torchrun(imagenet, tmp_path):
     """Which passes it to the ranks and to the workers that decode for them."""
-    argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet, "--size", "72", "--stem", "cifar"]
-    argv += [
-        "--alpha_start",
-        "0",
-        "--epochs",
-        "8",
-        "--batch_size",
-        "4",
-        "--print_every",
-        "1",
-        "--workers",
-        "1",
-        "--task",
-        "col",
-    ]
+    argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet, "--size", "40", "--alpha_start", "0"]
+    argv += ["--epochs", "8", "--batch_size", "4", "--print_every", "1", "--workers", "1", "--task", "col"]
     finished(torchrun(2, *argv, "--out", tmp_path / "whole", cwd=ROOT))
     log = tmp_path / "stopped" / "log.jsonl"
     process = torchrun(2, *argv, "--out", log.parent, cwd=ROOT)

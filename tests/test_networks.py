@@ -27,7 +27,7 @@ def test_supernet_equals_edge_by_edge(stem, size, layout):
     supernet = Supernet(4, 3, stem, TASK).double().to(memory_format=layout)
     oracle = EdgeSupernet(4, 3, stem, TASK).double()
     copy_weights(supernet, oracle)
-    alphas = torch.randn(2, 14, 8).double().requires_grad_()
+    alphas = torch.randn(2, 14, len(PRIMITIVES)).double().requires_grad_()
     alphas_oracle = alphas.detach().clone().requires_grad_()
     x, y = torch.randn(3, 3, size, size).double(), torch.tensor([1, 5, 9])
     logits, logits_oracle = supernet(x, alphas), oracle(x, alphas_oracle)
@@ -67,7 +67,7 @@ def test_depthwise_gradients(kernel, stride, dilation, layout):
 
 def test_synchronised_bn_gets_the_mixing_weights(monkeypatch):
     """Converted, a supernet is the same function where the statistics are those of one process."""
-    supernet, alphas = Supernet(4, 2, "cifar", TASK), torch.randn(2, 14, 8)
+    supernet, alphas = Supernet(4, 2, "cifar", TASK), torch.randn(2, 14, len(PRIMITIVES))
     x = torch.randn(4, 3, 8, 8)
     expected = supernet(x, alphas)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(supernet)

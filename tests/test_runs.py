@@ -45,6 +45,10 @@ def read_log(out):
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "args")} for line in lines]
 
 
+def read_args(out):
+    return json.loads((out / "log.jsonl").read_text().splitlines()[0])["args"]
+
+
 def assert_same_run(a, b):
     x, y = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (a, b))
 
@@ -165,19 +169,44 @@ def test_collapse_is_announced(tmp_path, capsys, monkeypatch):
     assert "skips 8, convolutions 0" in out and "warning: the normal cell has no convolution" in out
 
 
-def test_search_on_a_flat_folder(tmp_path, capsys):
-    rng = np.random.RandomState(0)
+@pytest.fixture
+def my_photos(tmp_path):
+    """A flat folder: 50 photos of all sizes and two formats, most of them above 160 pixels, and other files."""
+    rng, root = np.random.RandomState(0), tmp_path / "my_photos"
+    root.mkdir()
     for k in range(50):
-        pixels = np.kron(rng.randint(0, 256, (5, 6, 3)), np.ones((8 + k % 3, 8, 1))).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-    (tmp_path / "broken.jpg").write_text("")
-    argv = ["--dataset", "folder", "--data", tmp_path, "--epochs", 1, "--out"]
+        size = (90 + k, 60) if k < 10 else (330 - 3 * k, 200 + 4 * k)
+        pixels = Image.fromarray(rng.randint(0, 256, (5, 6, 3)).astype(np.uint8))
+        pixels.resize(size).save(root / f"{k}.{'png' if k % 5 else 'jpg'}")
+    for name in ("broken.jpg", "phone.HEIC", "notes.txt", ".hidden.png"):
+        (root / name).write_text("")
+    return root
+
+
+def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
+    argv = ["--dataset", "folder", "--data", my_photos, "--epochs", 1, "--out"]
     with pytest.raises(errors.InputError, match="needs labels"):
         run_search("--task", "cls", *argv, tmp_path / "cls")
     for task in ("rot", "col", "jig"):
         run_search("--task", task, *argv, tmp_path / task)
-        assert "broken.jpg" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "39 images to train, 5 to evaluate, 34 .png, 10 .jpg\n" in out  # a tenth of 51, 40 of the others
+        assert "left out: 6 beyond --limit, 1 .heic, 1 .txt, 1 hidden, 1 unreadable\n" in out and "broken.jpg" in out
+        assert "size 160, from the shorter sides of 50 images: 60 to 273 pixels, median 228" in out
         assert genotypes.load_arch(str(tmp_path / task / "genotype.json"))
+    args = read_args(tmp_path / "jig")
+    assert (args["size"], args["stem"]) == (160, "imagenet")
+    run_train(*argv, tmp_path / "t", "--task", "rot", "--arch", tmp_path / "rot" / "genotype.json")
+    assert read_args(tmp_path / "t")["size"] == 160
+    run_search("--task", "rot", *argv, tmp_path / "rot", "--resume")  # the same size again
+    (my_photos / "broken.jpg").unlink()
+    for k in range(10, 50):  # only small photos are left
+        (my_photos / f"{k}.{'png' if k % 5 else 'jpg'}").unlink()
+    with pytest.raises(errors.InputError, match="size = 160, this run has 32"):
+        run_search("--task", "rot", *argv, tmp_path / "rot", "--resume", "--batch_size", 2)
+    capsys.readouterr()
+    run_search("--task", "rot", *argv, tmp_path / "own", "--size", 24, "--batch_size", 2)
+    assert read_args(tmp_path / "own")["size"] == 24 and "median" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,10 +268,10 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
         assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name, last", [("search", False), ("search", True), ("train", False)])
-def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name, last):
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
     """The signal arrives in the third or last step of the second epoch; the run ends after it, and goes on at the next."""
-    run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120]  # at least 6 steps an epoch
+    run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120, "--epochs", 3]  # at least 6 steps an epoch
     run(*argv, "--out", tmp_path / "whole")
     plain, calls = utils.stop_requested, []
 
@@ -253,16 +282,18 @@ def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name, last):
         return plain()
 
     steps = max(line.get("step", 0) for line in read_log(tmp_path / "whole"))
-    at = steps if last else 3
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
-        patch.setattr(utils, "stop_requested", stop_requested)
-        run(*argv, "--out", tmp_path / "stopped")
-    assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + at and steps >= 6
-    assert "--resume goes on" in capsys.readouterr().err
-    utils.stop_asked = False
-    run(*argv, "--out", tmp_path / "stopped", "--resume")
-    assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    for at in (3, steps) if name == "search" else (3,):
+        out = tmp_path / f"stopped{at}"
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+            patch.setattr(utils, "stop_requested", stop_requested)
+            run(*argv, "--out", out)
+        assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + at and steps >= 6
+        assert "--resume goes on" in capsys.readouterr().err
+        utils.stop_asked = False
+        run(*argv, "--out", out, "--resume")
+        assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
+        assert_same_run(tmp_path / "whole", out)
 
 
 def test_saved_within_an_epoch(tmp_path, monkeypatch, capsys):
@@ -380,7 +411,7 @@ def test_width_within_a_budget(tmp_path):
 def test_settings_of_the_paper():
     assert search.settings("imagenet", "rot")["batch_size"] == 32 and search.settings("imagenet", "cls")["alpha_start"] == 1
     jig = search.parse_args(["--task", "jig", "--dataset", "imagenet22k", "--data", "x"])
-    assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs, jig.stem) == (255, 128, 0.2, 6e-4, 1, "imagenet")
+    assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs) == (255, 128, 0.2, 6e-4, 1)
     col, seg = (search.settings("cityscapes", task) for task in ("col", "seg"))
     assert (col["batch_size"], col["lr"], col["alpha_lr"]) == (16, 0.05, 1.5e-4) and seg["batch_size"] == 32
     cls = train.settings("evaluation", "imagenet", "cls", "darts")
@@ -405,6 +436,11 @@ BAD = {
     "unknown genotype": (train, [*TRAIN, "--arch", "no/genotype.json"], "no/genotype.json"),
     "missing folder": (search, [*SEARCH, "--dataset", "folder", "--data", "no/photos"], "no/photos"),
     "path of no data set": (search, [*SEARCH, "--data", "my_photos"], "--data my_photos"),
+    "folder without images": (
+        search,
+        [*SEARCH, "--dataset", "folder", "--data", f"{ROOT / 'tests'}"],
+        "tests: no images (.bmp",
+    ),
     "no path": (search, [*SEARCH, "--dataset", "folder"], "--data"),
     "batch larger than half the data": (search, [*SEARCH, "--batch_size", "21"], "--batch_size 21"),
     "batch larger than the data": (train, [*TRAIN, "--batch_size", "41"], "--batch_size 41"),
@@ -448,21 +484,11 @@ def test_report_and_small_study(tmp_path):
     for name in [*ROOT.glob("*.py"), ROOT / "run_all.sh"]:  # it runs the scripts beside it
         (tmp_path / name.name).symlink_to(name)
     out_dir = tmp_path / "runs" / "shapes"
-    argv = [
-        "--dataset",
-        "shapes",
-        "--limit",
-        "40",
-        "--task",
-        "cls",
-        "--arch",
-        "darts_v2",
-        "--out",
-        str(out_dir / "darts_v2"),
-    ]
+    few = ["--limit", "40", "--epochs", "2"]
+    argv = ["--dataset", "shapes", *few, "--task", "cls", "--arch", "darts_v2", "--out", str(out_dir / "darts_v2")]
     there = train.main(train.parse_args(argv))  # without --device, as the script
     before = (out_dir / "darts_v2" / "result.json").stat().st_mtime_ns
-    command = ["bash", ROOT / "run_all.sh", "shapes", "--limit", "40"]
+    command = ["bash", ROOT / "run_all.sh", "shapes", *few]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

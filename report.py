@@ -1,81 +1,306 @@
-"""Collect finished trainings into a table: mean +- standard deviation over seeds.
+"""The report of a study: are labels necessary? Cells searched without labels, with labels, published and random ones.
 
-Runs that differ in nothing but the seed share a row.
+Reads every genotype.json, result.json and correlations.json below some folders; trainings that differ in nothing but the
+seed share a row, those of sweeps are correlate.py's. Writes OUT/report.md, OUT/report.json (its rows) and figures beside
+them. What is not there yet is left out.
 
-    python report.py runs/shapes
-    python report.py runs/cifar10_small --json results/cifar10_small.json > results/cifar10_small.md
+    python report.py runs/smoke
+    python report.py runs/cifar10_small --out results/cifar10_small
 """
 
 import argparse
 import json
+import math
+import shutil
 import statistics
-import time
 from pathlib import Path
 
 import errors
+import genotypes
+import pretext
 from errors import InputError
 from genotypes import read_json
-from utils import WHERE_AND_HOW
+from utils import WHERE_AND_HOW, clock, write_json
+
+GROUPS = {  # what is compared, and its colour
+    "without labels": "#0072b2",
+    "with labels": "#d55e00",
+    "published": "#000000",
+    "random": "#999999",
+    "other": "#cc79a7",
+}
+TARGETS = {("imagenet", "cls"): 0, ("cityscapes", "seg"): 1}  # what the paper trained for: the columns of PAPER
+PAPER = {  # {searched on: {by: (ImageNet top-1, Cityscapes mIoU)}}, with the standard deviation where it is known
+    "imagenet": {"cls": ("76.3 ± 0.06", "73.6 ± 0.31"), "rot": ("75.8 ± 0.18", "73.6"), "col": ("75.7 ± 0.12", "72.2"),
+                 "jig": ("75.9 ± 0.15", "73.1")},
+    "imagenet22k": {"cls": ("75.9", "72.4"), "rot": ("75.7", "72.9"), "col": ("75.9", "73.6"), "jig": ("75.9", "73.1")},
+    "cityscapes": {"seg": ("75.8", "72.4"), "rot": ("75.9", None), "col": ("75.2", None), "jig": ("75.5", "74.1")},
+    "cells": {"darts_v2": ("74.9 ± 0.08", "72.6 ± 0.55"), "pcdarts_in1k": ("75.8", None)},
+}  # fmt: skip
+PAPER_RHO = {  # of a task on CIFAR-10 with classification on ImageNet; within a data set "typically higher than 0.8"
+    "darts": {"rot": 0.82, "col": 0.77, "jig": 0.87, "cls": 0.90},
+    "nasbench101": {"rot": 0.74, "col": 0.69, "jig": 0.79, "cls": 0.80},
+}
+UNDECIDED = 0.95  # entropy of the alphas above which a cell is little more than a draw
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="A Markdown table of the result.json files below some folders.")
-    parser.add_argument("folders", nargs="+")
-    parser.add_argument("--json", metavar="FILE", help="also write the table's numbers there")
+    parser = argparse.ArgumentParser(description="A page with figures about the searches and trainings below some folders.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first folder)")
     return parser.parse_args(argv)
 
 
-def read_results(folders):
-    """The results; a cell that was searched below the same folders is named after its search, whose time it gets."""
-    paths = [path for folder in folders for path in sorted(Path(folder).rglob("*.json"))]
-    results = [read_json(path) for path in paths if path.name == "result.json"]
-    searches = {path.parent.name: read_json(path) for path in paths if path.name == "genotype.json"}
-    if not results:
-        raise InputError(f"no result.json below {', '.join(folders)}")
-    for result in results:
-        search = searches.get(Path(result["args"]["arch"]).parent.name, {})
-        result["search_seconds"] = None
-        if search.get("genotype") == result["genotype"]:
-            result["arch"] = f"found by {search['meta']['task']} (seed {search['meta']['seed']})"
-            result["search_seconds"] = search["meta"]["seconds"]
-    return results
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
-def make_rows(results):
-    """A row for each architecture and recipe, over its seeds; the best of each task first."""
+def read(folders):
+    """{folder: content} of searches, of trainings outside of sweeps, and of correlations."""
+    paths = sorted({path for folder in folders for path in Path(folder).rglob("*.json")})
+
+    def contents(name):
+        return {path.parent: read_json(path) for path in paths if path.name == name}
+
+    searches = {folder: entry for folder, entry in contents("genotype.json").items() if "history" in entry.get("meta", {})}
+    sweeps = {path.parent for path in paths if path.name == "sweep.json"}
+    results = {folder: result for folder, result in contents("result.json").items() if not sweeps & set(folder.parents)}
+    if not searches and not results:
+        raise InputError(f"no genotype.json of a search and no result.json of a training below {', '.join(folders)}")
+    return searches, results, contents("correlations.json")
+
+
+def title(search):
+    return f"{search['meta']['task']} on {search['meta']['dataset']}, seed {search['meta']['seed']}"
+
+
+def describe(result, searches):
+    """(group, name, search or None, the paper's numbers) of the cell that was trained."""
+    arch = result["args"]["arch"]
+    for folder, search in searches.items():
+        if folder.name == Path(arch).parent.name and search["genotype"] == result["genotype"]:
+            task, dataset = search["meta"]["task"], search["meta"]["dataset"]
+            group = "with labels" if pretext.TASKS[task].uses else "without labels"
+            return group, title(search), search, PAPER.get(dataset, {}).get(task)
+    if arch in genotypes.CELLS:
+        _, dataset, task = arch.split("_") if arch.startswith("unnas") else ("", "cells", arch)
+        return "published", arch, None, PAPER[dataset].get(task)
+    return ("random" if ".json:" in arch else "other"), result["arch"], None, None
+
+
+def make_tables(results, searches):
+    """{what trainings have in common, as JSON: rows}, a row for each architecture; the best first."""
     groups = {}
-    for result in results:
-        recipe = {k: v for k, v in result["args"].items() if k not in WHERE_AND_HOW | {"seed"}}
-        key = (result["arch"], result["task"], result["dataset"], json.dumps([recipe, result["genotype"]]))
-        groups.setdefault(key, []).append(result)
+    for folder, result in results.items():
+        try:
+            options = result["args"]
+            without = WHERE_AND_HOW | {"seed"} | ({"width"} if options["max_macs"] else set())  # chosen for each cell
+            recipe = json.dumps({name: value for name, value in options.items() if name not in without})
+            group, name, search, paper = describe(result, searches)
+            groups.setdefault(recipe, {}).setdefault((group, name), []).append((result, search, paper))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}/result.json: not a result of train.py ({type(error).__name__} {error})") from None
+    return {recipe: make_rows(cells) for recipe, cells in groups.items()}
+
+
+def make_rows(cells):
     rows = []
-    for (arch, task, dataset, _), runs in groups.items():
-        best = [run["best"] for run in runs]
-        first = runs[0]
+    for (group, name), runs in cells.items():
+        first, search, paper = runs[0]
+        scores = [run["best"] for run, _, _ in runs]
+        column = TARGETS.get((first["dataset"], first["task"]))
         rows.append({
-            "arch": arch, "task": task, "dataset": dataset, "metric": first["metric"], "best": statistics.mean(best),
-            "std": statistics.stdev(best) if len(best) > 1 else None, "seeds": len(best), "epochs": len(first["epochs"]),
-            "params": first["params"], "macs": first["macs"], "seconds": statistics.mean(run["seconds"] for run in runs),
-            "search_seconds": first["search_seconds"], "device": first["device"], "torch": first["versions"]["torch"],
-            "higher_is_better": first["higher_is_better"], "git_commit": first["git_commit"],
+            **{key: first[key] for key in ("task", "dataset", "metric", "higher_is_better", "params", "macs", "device")},
+            "group": group, "cell": name, "mean": statistics.mean(scores), "scores": scores, "width": first["args"]["width"],
+            "std": statistics.stdev(scores) if len(scores) > 1 else None, "seeds": [run["seed"] for run, _, _ in runs],
+            "paper": paper[column] if paper and column is not None else None, "epochs": len(first["epochs"]),
+            "search_seconds": search["meta"]["seconds"] if search else None,
+            "seconds": statistics.mean(run["seconds"] for run, _, _ in runs),
         })  # fmt: skip
-    return sorted(rows, key=lambda row: (row["task"], -row["best"] if row["higher_is_better"] else row["best"]))
+    return sorted(rows, key=lambda row: row["mean"], reverse=rows[0]["higher_is_better"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def plus_minus(mean, std):
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |" for line in lines] + [""]
+
+
+def settings(options):
+    """One line about the options of several runs; what is off or None is not in it."""
+    values = {name: list(dict.fromkeys(str(some.get(name)) for some in options if some.get(name))) for name in options[0]}
+    shown = values.keys() - WHERE_AND_HOW - {"task", "dataset", "seed", "recipe"}
+    return ", ".join(f"{name} {' / '.join(some)}" for name, some in values.items() if name in shown and some)
+
+
+def of_group(rows, group):
+    return [row for row in rows if row["group"] == group]
+
+
+def compare_groups(rows):
+    """A row for each group: mean and standard deviation over its cells."""
+    lines = []
+    for group in GROUPS:
+        some = of_group(rows, group)
+        if some:
+            means = [row["mean"] for row in some]
+            paper = [float(row["paper"].split()[0]) for row in some if row["paper"]]
+            spread = statistics.stdev(means) if len(some) > 1 else None
+            best = (max if some[0]["higher_is_better"] else min)(means)
+            paper = f"{statistics.mean(paper):.1f} ({len(paper)})" if paper else None
+            lines.append([group, len(some), plus_minus(statistics.mean(means), spread), f"{best:.2f}", paper])
+    return table(["cells", "number", f"{rows[0]['metric']}, mean ± std over cells", "best", "paper (cells)"], lines)
+
+
+def what_it_shows(rows):
+    """What the numbers can and cannot tell, from the numbers themselves."""
+    variances = [row["std"] ** 2 for row in rows if row["std"] is not None]
+    if not variances:
+        return ["- One seed for each cell: how much a training varies is not known, so no difference here can be told from "
+                "noise."]  # fmt: skip
+    std = math.sqrt(statistics.mean(variances))
+    counts = sorted({len(row["seeds"]) for row in rows})
+    lines = [f"- {'-'.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} seeds for each cell; a training varies by "
+             f"{std:.2f} (standard deviation over seeds, of all cells together)."]  # fmt: skip
+    ours = of_group(rows, "without labels")
+    for other in ("with labels", "published", "random"):
+        theirs = of_group(rows, other)
+        if ours and theirs:
+            difference = statistics.mean(r["mean"] for r in ours) - statistics.mean(r["mean"] for r in theirs)
+            parts = [sum(1 / len(r["seeds"]) for r in some) / len(some) ** 2 for some in (ours, theirs)]
+            error = std * math.sqrt(sum(parts))
+            verdict = "more than" if abs(difference) > 2 * error else "within"
+            lines.append(f"- Searched without labels against {other}: {difference:+.2f} on average, {verdict} two standard "
+                         f"errors ({2 * error:.2f}) of the trainings' noise.")  # fmt: skip
+    return lines
+
+
+def what_searches_show(searches):
+    entropy = [e for search in searches.values() for e in search["meta"]["history"][-1]["entropy"]]
+    objectives = [(search["meta"]["dataset"], search["meta"]["task"]) for search in searches.values()]
+    lines = [f"- Entropy of the alphas at the end: {min(entropy):.3f} to {max(entropy):.3f} (1: all operations alike, 0: "
+             "decided)."]  # fmt: skip
+    if min(entropy) > UNDECIDED:
+        lines[0] += " The searches have hardly decided: their cells are little more than random ones."
+    elif max(entropy) > UNDECIDED:
+        lines[0] += f" Cells with more than {UNDECIDED} are little more than random ones."
+    if len(set(objectives)) == len(objectives):
+        lines.append("- One search for each objective: its luck is part of every difference between objectives, and no "
+                     "standard deviation here holds it.")  # fmt: skip
+    unfinished = [title(s) for s in searches.values() if s["meta"]["epoch"] < s["meta"]["epochs"]]
+    return lines + [f"- Not finished yet: {', '.join(unfinished)}."] * bool(unfinished)
+
+
+def correlation_lines(spaces):
+    """Rank correlations with classification, the paper's beside them."""
+    rows, n = [], [part["n"] for part in spaces.values()]
+    for space, part in spaces.items():
+        for pair in part["pairs"]:
+            (on, task), (target, target_task) = pair["x"], pair["y"]
+            plain = [name.lower().replace("-", "") for name in (on, target)]
+            paper = None
+            if target_task == "cls" and plain == ["cifar10", "imagenet"]:
+                paper = PAPER_RHO[space].get(task)
+            elif target_task == "cls" and plain[0] == plain[1] and plain[0] in ("cifar10", "imagenet"):
+                paper = "typically > 0.8"
+            if target_task == "cls" and pair["rho"] is not None:
+                interval = "[{:.2f}, {:.2f}]".format(*pair["rho_interval"]) if pair["rho_interval"] else None
+                rows.append([space, f"{on} {task}", f"{target} cls", pair["n"], f"{pair['rho']:.2f}", interval, paper])
+    wide = sum(row[5] is None or float(row[5][1:].split(",")[0]) <= 0 for row in rows)
+    lines = table(["space", "predictor", "target", "n", "Spearman's rho", "95% interval", "paper"], rows)
+    return lines + [f"- {min(n)} to {max(n)} architectures; {wide} of {len(rows)} intervals do not exclude a rho of 0."]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def draw_accuracies(rows, path):
+    """A line for each cell: every seed, the mean, and the paper's number."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for y, row in enumerate(rows):
+        color = GROUPS[row["group"]]
+        ax.plot(row["scores"], [y] * len(row["scores"]), "o", color=color, ms=4, alpha=0.5)
+        ax.plot(row["mean"], y, "D", color=color, ms=8, label=row["group"])
+        if row["paper"]:
+            ax.plot(float(row["paper"].split()[0]), y, "*", color=color, ms=11, mfc="white", label="the paper's number")
+    ax.set_yticks(range(len(rows)), [row["cell"] for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel(f"{rows[0]['metric']} of {rows[0]['task']} on {rows[0]['dataset']}: each seed, and their mean")
+    ax.grid(axis="x", alpha=0.3)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def main(args):
-    rows = make_rows(read_results(args.folders))
-    print("| architecture | task, metric | best epoch | seeds | epochs | params, M | MACs, M | search, s | training, s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        best = f"{row['best']:.2f}" + (f" +- {row['std']:.2f}" if row["std"] is not None else "")
-        search = "-" if row["search_seconds"] is None else f"{row['search_seconds']:.0f}"
-        print(f"| {row['arch']} | {row['task']}, {row['metric']} | {best} | {row['seeds']} | {row['epochs']} "
-              f"| {row['params'] / 1e6:.3f} | {row['macs'] / 1e6:.1f} | {search} | {row['seconds']:.0f} |")  # fmt: skip
-    print(f"\nHardware: {', '.join(sorted({row['device'] for row in rows}))}; "
-          f"torch {', '.join(sorted({row['torch'] for row in rows}))}; {time.strftime('%Y-%m-%d')}")  # fmt: skip
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    searches, results, correlations = read(args.folders)
+    tables = make_tables(results, searches)
+    out = Path(args.out or args.folders[0])
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["# Are labels necessary for this search?", ""]
+
+    # --- trained cells
+    for k, (recipe, rows) in enumerate(tables.items(), start=1):
+        first, name = rows[0], f"accuracy_{k}.png"
+        lines += [f"## Trained for {first['task']} on {first['dataset']}", "", *compare_groups(rows)]
+        lines += [*what_it_shows(rows), "", f"![Accuracy of each cell]({name})", ""]
+        draw_accuracies(rows, out / name)
+        head = ["cells", "cell", f"{first['metric']}, best epoch", "seeds", "params, M", "MACs, M", "width", "search",
+                "training", "paper"]  # fmt: skip
+        lines += table(head, [
+            [r["group"], r["cell"], plus_minus(r["mean"], r["std"]), len(r["seeds"]), f"{r['params'] / 1e6:.3f}",
+             f"{r['macs'] / 1e6:.1f}", r["width"], r["search_seconds"] and clock(r["search_seconds"]), clock(r["seconds"]),
+             r["paper"]]
+            for r in rows
+        ])  # fmt: skip
+        lines += [f"Recipe: {settings([json.loads(recipe)])}.", ""]
+
+    # --- searches
+    if searches:
+        histories = {title(search): search["meta"]["history"] for search in searches.values()}
+        genotypes.draw_history(histories, out / "alphas.png")
+        lines += ["## Searches", "", *what_searches_show(searches), "", "![Alphas by epoch](alphas.png)", ""]
+        for folder, search in searches.items():
+            name = f"cell_{folder.name.removeprefix('search_')}.png"
+            genotypes.draw(genotypes.parse_arch(search, folder), out / name, title(search))
+            lines += [f"![Found by {title(search)}]({name})", ""]
+        logs = [folder / "log.jsonl" for folder in searches]
+        options = [json.loads(log.read_text().splitlines()[0])["args"] for log in logs if log.exists()]
+        lines += [f"Settings: {settings(options)}.", ""] if options else []
+
+    # --- sweeps
+    for folder, content in correlations.items():
+        lines += ["## Rank correlations", "", *correlation_lines(content["spaces"]), ""]
+        for figure in sorted([*folder.glob("within_*.png"), *folder.glob("across_*.png")]):
+            if folder.resolve() != out.resolve():
+                shutil.copyfile(figure, out / figure.name)
+            lines += [f"![Accuracies of two tasks]({figure.name})", ""]
+
+    # --- how it was run
+    runs = [*(search["meta"] for search in searches.values()), *results.values()]
+    facts = {(r["date"], r["versions"]["torch"], r["device"], r["world_size"], r["git_commit"]) for r in runs}
+    lines += ["## Run", ""]
+    lines += [f"- {date}: torch {torch}, {device}, {n} process{'es' * (n > 1)}, commit {commit}"
+              for date, torch, device, n, commit in sorted(facts, key=str)]  # fmt: skip
+    answer = ", ".join(f"{task} {numbers[0]}" for task, numbers in PAPER["imagenet"].items())
+    lines += ["", "Numbers are percent on the evaluation images, of each training's best epoch. The paper's: its own found "
+              "cells, trained on ImageNet for 250 epochs or on Cityscapes for 2700. Its answer, ImageNet top-1 of the cells "
+              f"found on ImageNet: {answer}; darts_v2 {PAPER['cells']['darts_v2'][0]}."]  # fmt: skip
+    (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(out / "report.json", [row for rows in tables.values() for row in rows])
+    print("\n".join(line for line in lines if not line.startswith("![")))
+    print(f"\n{out / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -74,50 +74,55 @@ def title(search):
     return f"{search['meta']['task']} on {search['meta']['dataset']}, seed {search['meta']['seed']}"
 
 
-def describe(result, searches):
-    """(group, name, search or None, the paper's numbers) of the cell that was trained."""
-    arch = result["args"]["arch"]
+def describe(arch, genotype, searches):
+    """(group, name, seconds of the search, the paper's numbers) of a cell that was trained."""
     for folder, search in searches.items():
-        if folder.name == Path(arch).parent.name and search["genotype"] == result["genotype"]:
-            task, dataset = search["meta"]["task"], search["meta"]["dataset"]
+        if folder.name == Path(arch).parent.name and search["genotype"] == genotype:
+            task, dataset, seconds = (search["meta"][key] for key in ("task", "dataset", "seconds"))
             group = "with labels" if pretext.TASKS[task].uses else "without labels"
-            return group, title(search), search, PAPER.get(dataset, {}).get(task)
+            return group, title(search), seconds, PAPER.get(dataset, {}).get(task)
     if arch in genotypes.CELLS:
         _, dataset, task = arch.split("_") if arch.startswith("unnas") else ("", "cells", arch)
         return "published", arch, None, PAPER[dataset].get(task)
-    return ("random" if ".json:" in arch else "other"), result["arch"], None, None
+    return ("random" if ".json:" in arch else "other"), genotypes.short_name(arch), None, None
 
 
 def make_tables(results, searches):
     """{what trainings have in common, as JSON: rows}, a row for each architecture; the best first."""
-    groups = {}
+    tables = {}
     for folder, result in results.items():
         try:
-            options = result["args"]
+            options, column = result["args"], TARGETS.get((result["dataset"], result["task"]))
+            group, name, search_seconds, paper = describe(options["arch"], result["genotype"], searches)
+            keys = "task", "dataset", "seed", "metric", "higher_is_better", "best", "params", "macs", "seconds"
+            run = {key: result[key] for key in keys} | {
+                "group": group, "cell": name, "search_seconds": search_seconds, "width": options["width"],
+                "epochs": len(result["epochs"]), "paper": paper[column] if paper and column is not None else None,
+                "how": how(result),
+            }  # fmt: skip
             without = WHERE_AND_HOW | {"seed"} | ({"width"} if options["max_macs"] else set())  # chosen for each cell
-            recipe = json.dumps({name: value for name, value in options.items() if name not in without})
-            group, name, search, paper = describe(result, searches)
-            groups.setdefault(recipe, {}).setdefault((group, name), []).append((result, search, paper))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder}/result.json: not a result of train.py ({type(error).__name__} {error})") from None
-    return {recipe: make_rows(cells) for recipe, cells in groups.items()}
+        recipe = json.dumps({key: value for key, value in options.items() if key not in without})
+        tables.setdefault(recipe, {}).setdefault((group, name), []).append(run)
+    return {recipe: make_rows(cells.values()) for recipe, cells in tables.items()}
 
 
 def make_rows(cells):
     rows = []
-    for (group, name), runs in cells.items():
-        first, search, paper = runs[0]
-        scores = [run["best"] for run, _, _ in runs]
-        column = TARGETS.get((first["dataset"], first["task"]))
-        rows.append({
-            **{key: first[key] for key in ("task", "dataset", "metric", "higher_is_better", "params", "macs", "device")},
-            "group": group, "cell": name, "mean": statistics.mean(scores), "scores": scores, "width": first["args"]["width"],
-            "std": statistics.stdev(scores) if len(scores) > 1 else None, "seeds": [run["seed"] for run, _, _ in runs],
-            "paper": paper[column] if paper and column is not None else None, "epochs": len(first["epochs"]),
-            "search_seconds": search["meta"]["seconds"] if search else None,
-            "seconds": statistics.mean(run["seconds"] for run, _, _ in runs),
-        })  # fmt: skip
+    for runs in cells:
+        scores, seeds, seconds = ([run[key] for run in runs] for key in ("best", "seed", "seconds"))
+        rows.append({**runs[0], "scores": scores, "seeds": seeds, "seconds": statistics.mean(seconds),
+                     "mean": statistics.mean(scores), "std": statistics.stdev(scores) if len(scores) > 1 else None,
+                     "how": sorted({run["how"] for run in runs})})  # fmt: skip
     return sorted(rows, key=lambda row: row["mean"], reverse=rows[0]["higher_is_better"])
+
+
+def how(run):
+    """What a run ran on, of its result or its search's meta."""
+    n = run["world_size"]
+    return (f"{run['date']}: torch {run['versions']['torch']}, {run['device']}, {n} process{'es' * (n > 1)}, "
+            f"commit {run['git_commit']}")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,11 +293,9 @@ def main(args):
             lines += [f"![Accuracies of two tasks]({figure.name})", ""]
 
     # --- how it was run
-    runs = [*(search["meta"] for search in searches.values()), *results.values()]
-    facts = {(r["date"], r["versions"]["torch"], r["device"], r["world_size"], r["git_commit"]) for r in runs}
-    lines += ["## Run", ""]
-    lines += [f"- {date}: torch {torch}, {device}, {n} process{'es' * (n > 1)}, commit {commit}"
-              for date, torch, device, n, commit in sorted(facts, key=str)]  # fmt: skip
+    hows = {how(search["meta"]) for search in searches.values()}
+    hows |= {text for rows in tables.values() for row in rows for text in row["how"]}
+    lines += ["## Run", "", *[f"- {text}" for text in sorted(hows)]]
     answer = ", ".join(f"{task} {numbers[0]}" for task, numbers in PAPER["imagenet"].items())
     lines += ["", "Numbers are percent on the evaluation images, of each training's best epoch. The paper's: its own found "
               "cells, trained on ImageNet for 250 epochs or on Cityscapes for 2700. Its answer, ImageNet top-1 of the cells "

@@ -84,7 +84,8 @@ def describe(arch, genotype, searches):
     if arch in genotypes.CELLS:
         _, dataset, task = arch.split("_") if arch.startswith("unnas") else ("", "cells", arch)
         return "published", arch, None, PAPER[dataset].get(task)
-    return ("random" if ".json:" in arch else "other"), genotypes.short_name(arch), None, None
+    group = "random" if ".json:" in arch else "other"
+    return group, f"{group} {genotypes.short_name(arch)}", None, None
 
 
 def make_tables(results, searches):
@@ -167,23 +168,26 @@ def compare_groups(rows):
 def what_it_shows(rows):
     """What the numbers can and cannot tell, from the numbers themselves."""
     variances = [row["std"] ** 2 for row in rows if row["std"] is not None]
-    if not variances:
-        return ["- One seed for each cell: how much a training varies is not known, so no difference here can be told from "
-                "noise."]  # fmt: skip
-    std = math.sqrt(statistics.mean(variances))
-    counts = sorted({len(row["seeds"]) for row in rows})
-    lines = [f"- {'-'.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} seeds for each cell; a training varies by "
-             f"{std:.2f} (standard deviation over seeds, of all cells together)."]  # fmt: skip
-    ours = of_group(rows, "without labels")
-    for other in ("with labels", "published", "random"):
-        theirs = of_group(rows, other)
-        if ours and theirs:
-            difference = statistics.mean(r["mean"] for r in ours) - statistics.mean(r["mean"] for r in theirs)
-            parts = [sum(1 / len(r["seeds"]) for r in some) / len(some) ** 2 for some in (ours, theirs)]
-            error = std * math.sqrt(sum(parts))
-            verdict = "more than" if abs(difference) > 2 * error else "within"
-            lines.append(f"- Searched without labels against {other}: {difference:+.2f} on average, {verdict} two standard "
-                         f"errors ({2 * error:.2f}) of the trainings' noise.")  # fmt: skip
+    lines = ["- One seed for each cell: how much a training varies is not known, so no two cells can be told apart."]
+    if variances:
+        seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in rows})))
+        std = math.sqrt(statistics.mean(variances))
+        lines = [f"- {seeds} seeds for each cell; a training varies by {std:.2f} (standard deviation over seeds, all "
+                 "cells together)."]  # fmt: skip
+    groups = {group: [row["mean"] for row in of_group(rows, group)] for group in GROUPS}
+    some = [means for means in groups.values() if len(means) > 1]
+    if not some:
+        return [*lines, "- One cell in each group: how much cells vary is not known, so no two groups can be told apart."]
+    squares = sum(statistics.variance(means) * (len(means) - 1) for means in some)
+    spread = math.sqrt(squares / sum(len(means) - 1 for means in some))
+    ours = groups["without labels"]
+    for group in ("with labels", "published", "random"):
+        if ours and groups[group]:
+            difference = statistics.mean(ours) - statistics.mean(groups[group])
+            error = 2 * spread * math.sqrt(1 / len(ours) + 1 / len(groups[group]))
+            verdict = "more than" if abs(difference) > error else "less than"
+            lines.append(f"- Searched without labels against {group}: {difference:+.2f} on average, {verdict} two standard "
+                         f"errors ({error:.2f}) by how much the cells of one group vary.")  # fmt: skip
     return lines
 
 
@@ -278,7 +282,7 @@ def main(args):
         lines += ["## Searches", "", *what_searches_show(searches), "", "![Alphas by epoch](alphas.png)", ""]
         for folder, search in searches.items():
             name = f"cell_{folder.name.removeprefix('search_')}.png"
-            genotypes.draw(genotypes.parse_arch(search, folder), out / name, title(search))
+            genotypes.draw(genotypes.parse_arch(search, folder), out / name, f"{title(search)}:")
             lines += [f"![Found by {title(search)}]({name})", ""]
         logs = [folder / "log.jsonl" for folder in searches]
         options = [json.loads(log.read_text().splitlines()[0])["args"] for log in logs if log.exists()]

@@ -211,8 +211,9 @@ def main(args):
     write_genotype(genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
     print("supernet on the evaluation images: " + utils.numbers(result))
     if not utils.rank():
-        genotypes.draw(genotype, out / "cell.png", f"{args.dataset} {args.task}")
-        genotypes.draw_history({f"{args.dataset} {args.task}": history}, out / "alphas.png")
+        title = f"{args.task} on {args.dataset}, seed {args.seed}"
+        genotypes.draw(genotype, out / "cell.png", f"{title}:")
+        genotypes.draw_history({title: history}, out / "alphas.png")
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}, cell.png, alphas.png")
     utils.finish()
     return genotype

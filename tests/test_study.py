@@ -249,6 +249,7 @@ def made_up(tmp_path):
             write_result(tmp_path, tmp_path / f"search_{task}" / "genotype.json", cell, seed, best, width=40 + seed)
     write_result(tmp_path, "darts_v2", "darts_v2", 0, 60)
     write_result(tmp_path, "archs.json:00001", "pdarts", 0, 50)
+    write_result(tmp_path, "archs.json:00002", "darts_v1", 0, 52)
     write(tmp_path / "sweep" / "sweep.json", {})
     write_result(tmp_path / "sweep", "pdarts", "pdarts", 0, 99)  # of correlate.py, not ours
     pair = {"x": ["cifar10", "rot"], "y": ["imagenet", "cls"], "n": 20, "rho": 0.5, "rho_interval": [-0.1, 0.8]}
@@ -263,11 +264,11 @@ def test_report(made_up, capsys):
         "| without labels | 1 | 70.50 | 70.50 | 75.8 (1) |",
         "| with labels | 1 | 72.50 | 72.50 | 76.3 (1) |",
         "| published | 1 | 60.00 | 60.00 | 74.9 (1) |",
-        "| random | 1 | 50.00 | 50.00 | - |",
+        "| random | 2 | 51.00 ± 1.41 | 52.00 | - |",
         "| without labels | rot on imagenet, seed 0 | 70.50 ± 0.71 | 2 | 5.000 | 600.0 | 40 | 1:40 | 0:10 | 75.8 ± 0.18 |",
         "| darts | cifar10 rot | imagenet cls | 20 | 0.50 | [-0.10, 0.80] | 0.82 |",
-        "- Searched without labels against with labels: -2.00 on average, more than two standard errors (1.41) of the "
-        "trainings' noise.",
+        "- 1 or 2 seeds for each cell; a training varies by 0.71",
+        "- Searched without labels against with labels: -2.00 on average, less than two standard errors (4.00)",
         "1 of 1 intervals do not exclude a rho of 0.",
         "Entropy of the alphas at the end: 0.990 to 1.000",
     ):
@@ -287,7 +288,7 @@ def test_report_of_a_part_of_a_study(tmp_path):
     write_result(tmp_path / "b", "darts_v2", "darts_v2", 0, 60)
     report.main(report.parse_args([str(tmp_path / "b")]))
     text = (tmp_path / "b" / "report.md").read_text()
-    assert "One seed for each cell" in text and "## Searches" not in text
+    assert "One seed for each cell" in text and "One cell in each group" in text and "## Searches" not in text
     write_result(tmp_path / "b", "pdarts", "pdarts", 0, 50, lr=0.1)  # another recipe is another table
     report.main(report.parse_args([str(tmp_path / "b")]))
     assert (tmp_path / "b" / "report.md").read_text().count("## Trained for cls on imagenet") == 2

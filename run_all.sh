@@ -24,15 +24,15 @@ case $PROFILE in
 smoke)
     search_on=shapes search="--limit 240 --epochs 3"
     train_on=shapes train="--limit 1000 --epochs 2" seeds="0 1" random_cells=2
-    sweep_on=shapes sweep="-n 5 --limit 500 --epochs 1" ;;
+    sweep_on=shapes sweep="-n 4 --limit 400 --epochs 1" ;;
 cifar10) # DARTS' settings, but for fewer epochs of training
     search_on=cifar10 train_on=cifar10 train="--epochs 100"
     sweep_on=cifar10 sweep="-n 50 --epochs 30" ;;
 cifar10_small) # the same stages for a CPU
-    search_on=cifar10 search="--size 16 --limit 2000 --width 8 --layers 3 --epochs 3 --lr 0.05 --alpha_lr 1e-2"
-    train_on=cifar10 train="--size 16 --limit 4000 --width 8 --layers 5 --epochs 4 --batch_size 32 --lr 0.05
+    search_on=cifar10 search="--size 16 --limit 1000 --width 8 --layers 3 --epochs 3 --lr 0.05 --alpha_lr 1e-2"
+    train_on=cifar10 train="--size 16 --limit 2000 --width 8 --layers 5 --epochs 4 --batch_size 32 --lr 0.05
         --auxiliary 0 --cutout 0 --drop_path 0" seeds="0 1" random_cells=2
-    sweep_on=cifar10 sweep="-n 8 --size 16 --limit 1000 --epochs 3 --batch_size 32 --lr 0.05"
+    sweep_on=cifar10 sweep="-n 6 --size 16 --limit 500 --epochs 3 --batch_size 32 --lr 0.05"
     sweep_darts="--width 8 --layers 5" sweep_nasbench101="--width 32 --layers 3" ;;
 imagenet) search_on=imagenet train_on=imagenet ;;
 cityscapes) search_on=cityscapes train_on=cityscapes ;;

@@ -56,7 +56,7 @@ def parse_args(argv=None):
 
 
 def read(folders):
-    """{folder: content} of searches, of trainings outside of sweeps, and of correlations."""
+    """{folder: content} of searches, of trainings outside of sweeps, and of correlations; how many of a sweep failed."""
     paths = sorted({path for folder in folders for path in Path(folder).rglob("*.json")})
 
     def contents(name):
@@ -67,7 +67,8 @@ def read(folders):
     results = {folder: result for folder, result in contents("result.json").items() if not sweeps & set(folder.parents)}
     if not searches and not results:
         raise InputError(f"no genotype.json of a search and no result.json of a training below {', '.join(folders)}")
-    return searches, results, contents("correlations.json")
+    failed = sum(path.name == "failed.json" for path in paths)
+    return searches, results, contents("correlations.json"), failed
 
 
 def title(search):
@@ -146,48 +147,48 @@ def settings(options):
     return ", ".join(f"{name} {' / '.join(some)}" for name, some in values.items() if name in shown and some)
 
 
-def of_group(rows, group):
-    return [row for row in rows if row["group"] == group]
+def groups_of(rows):
+    """{group: its cells' means}"""
+    means = {group: [row["mean"] for row in rows if row["group"] == group] for group in GROUPS}
+    return {group: some for group, some in means.items() if some}
 
 
 def compare_groups(rows):
     """A row for each group: mean and standard deviation over its cells."""
     lines = []
-    for group in GROUPS:
-        some = of_group(rows, group)
-        if some:
-            means = [row["mean"] for row in some]
-            paper = [float(row["paper"].split()[0]) for row in some if row["paper"]]
-            spread = statistics.stdev(means) if len(some) > 1 else None
-            best = (max if some[0]["higher_is_better"] else min)(means)
-            paper = f"{statistics.mean(paper):.1f} ({len(paper)})" if paper else None
-            lines.append([group, len(some), plus_minus(statistics.mean(means), spread), f"{best:.2f}", paper])
+    for group, means in groups_of(rows).items():
+        paper = [float(row["paper"].split()[0]) for row in rows if row["group"] == group and row["paper"]]
+        ours = plus_minus(statistics.mean(means), statistics.stdev(means) if len(means) > 1 else None)
+        best = (max if rows[0]["higher_is_better"] else min)(means)
+        lines.append(
+            [group, len(means), ours, f"{best:.2f}", f"{statistics.mean(paper):.1f} ({len(paper)})" if paper else None]
+        )
     return table(["cells", "number", f"{rows[0]['metric']}, mean ± std over cells", "best", "paper (cells)"], lines)
 
 
 def what_it_shows(rows):
     """What the numbers can and cannot tell, from the numbers themselves."""
-    variances = [row["std"] ** 2 for row in rows if row["std"] is not None]
     lines = ["- One seed for each cell: how much a training varies is not known, so no two cells can be told apart."]
+    variances = [row["std"] ** 2 for row in rows if row["std"] is not None]
     if variances:
         seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in rows})))
         std = math.sqrt(statistics.mean(variances))
-        lines = [f"- {seeds} seeds for each cell; a training varies by {std:.2f} (standard deviation over seeds, all "
-                 "cells together)."]  # fmt: skip
-    groups = {group: [row["mean"] for row in of_group(rows, group)] for group in GROUPS}
+        lines = [
+            f"- {seeds} seeds for each cell; a training varies by {std:.2f} (standard deviation over seeds, all cells)."
+        ]
+    groups = groups_of(rows)
     some = [means for means in groups.values() if len(means) > 1]
     if not some:
         return [*lines, "- One cell in each group: how much cells vary is not known, so no two groups can be told apart."]
     squares = sum(statistics.variance(means) * (len(means) - 1) for means in some)
     spread = math.sqrt(squares / sum(len(means) - 1 for means in some))
-    ours = groups["without labels"]
-    for group in ("with labels", "published", "random"):
-        if ours and groups[group]:
-            difference = statistics.mean(ours) - statistics.mean(groups[group])
-            error = 2 * spread * math.sqrt(1 / len(ours) + 1 / len(groups[group]))
-            verdict = "more than" if abs(difference) > error else "less than"
-            lines.append(f"- Searched without labels against {group}: {difference:+.2f} on average, {verdict} two standard "
-                         f"errors ({error:.2f}) by how much the cells of one group vary.")  # fmt: skip
+    ours = groups.pop("without labels", None)
+    for group, theirs in groups.items() if ours else ():
+        difference = statistics.mean(ours) - statistics.mean(theirs)
+        error = 2 * spread * math.sqrt(1 / len(ours) + 1 / len(theirs))
+        verdict = "more than" if abs(difference) > error else "less than"
+        lines.append(f"- Searched without labels against {group}: {difference:+.2f} on average, {verdict} two standard "
+                     f"errors ({error:.2f}) by how much the cells of one group vary.")  # fmt: skip
     return lines
 
 
@@ -209,22 +210,22 @@ def what_searches_show(searches):
 
 def correlation_lines(spaces):
     """Rank correlations with classification, the paper's beside them."""
-    rows, n = [], [part["n"] for part in spaces.values()]
+    rows, wide = [], 0
     for space, part in spaces.items():
         for pair in part["pairs"]:
-            (on, task), (target, target_task) = pair["x"], pair["y"]
-            plain = [name.lower().replace("-", "") for name in (on, target)]
-            paper = None
-            if target_task == "cls" and plain == ["cifar10", "imagenet"]:
-                paper = PAPER_RHO[space].get(task)
-            elif target_task == "cls" and plain[0] == plain[1] and plain[0] in ("cifar10", "imagenet"):
+            (source, task), (target, target_task), interval = pair["x"], pair["y"], pair["rho_interval"]
+            if target_task != "cls" or pair["rho"] is None:
+                continue
+            plain = [name.lower().replace("-", "") for name in (source, target)]
+            paper = PAPER_RHO[space].get(task) if plain == ["cifar10", "imagenet"] else None
+            if plain in (["cifar10"] * 2, ["imagenet"] * 2):
                 paper = "typically > 0.8"
-            if target_task == "cls" and pair["rho"] is not None:
-                interval = "[{:.2f}, {:.2f}]".format(*pair["rho_interval"]) if pair["rho_interval"] else None
-                rows.append([space, f"{on} {task}", f"{target} cls", pair["n"], f"{pair['rho']:.2f}", interval, paper])
-    wide = sum(row[5] is None or float(row[5][1:].split(",")[0]) <= 0 for row in rows)
+            wide += interval is None or interval[0] <= 0 <= interval[1]
+            interval = interval and "[{:.2f}, {:.2f}]".format(*interval)
+            rows.append([space, f"{source} {task}", f"{target} cls", pair["n"], f"{pair['rho']:.2f}", interval, paper])
     lines = table(["space", "predictor", "target", "n", "Spearman's rho", "95% interval", "paper"], rows)
-    return lines + [f"- {min(n)} to {max(n)} architectures; {wide} of {len(rows)} intervals do not exclude a rho of 0."]
+    n = " and ".join(f"{part['n']} architectures of {space}" for space, part in spaces.items())
+    return [*lines, f"- {n}; {wide} of {len(rows)} intervals hold 0: these cannot be told from no correlation."]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def draw_accuracies(rows, path):
 
 
 def main(args):
-    searches, results, correlations = read(args.folders)
+    searches, results, correlations, failed = read(args.folders)
     tables = make_tables(results, searches)
     out = Path(args.out or args.folders[0])
     out.mkdir(parents=True, exist_ok=True)
@@ -290,7 +291,8 @@ def main(args):
 
     # --- sweeps
     for folder, content in correlations.items():
-        lines += ["## Rank correlations", "", *correlation_lines(content["spaces"]), ""]
+        lines += ["## Rank correlations", "", *correlation_lines(content["spaces"])]
+        lines += [f"- {failed} trainings failed and are not in these numbers."] * bool(failed) + [""]
         for figure in sorted([*folder.glob("within_*.png"), *folder.glob("across_*.png")]):
             if folder.resolve() != out.resolve():
                 shutil.copyfile(figure, out / figure.name)

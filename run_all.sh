@@ -11,8 +11,8 @@
 #   DRY=1 ./run_all.sh paper
 #   OUT=runs/mine ./run_all.sh smoke --device cpu     more options go to search.py, train.py and sample.py
 set -euo pipefail
-PROFILE=${1:-${PROFILE:-smoke}}
-[ $# -eq 0 ] || shift
+case ${1:-} in "" | -*) ;; *) PROFILE=$1 && shift ;; esac
+PROFILE=${PROFILE:-smoke}
 OUT=${OUT:-runs/$PROFILE}
 py=python
 [ "${NPROC:-1}" = 1 ] || py="torchrun --standalone --nproc_per_node=$NPROC"

@@ -82,6 +82,8 @@ def test_the_paper_has_a_folder_for_each_data_set(tmp_path):
 def test_a_folder_as_cifar10_and_an_unknown_profile(tmp_path):
     _, out, _ = finished(study(tmp_path, "cifar10_small", DRY="1", DATASET="folder", DATA="/a"))
     assert "--dataset folder --data /a" in out and "--download" not in out
+    _, out, _ = finished(study(tmp_path, "--limit", "9", DRY="1", PROFILE="imagenet"))
+    assert "--dataset imagenet --data data/imagenet --limit 9" in out
     code, _, err = finished(study(tmp_path, "cifar100"))
     assert code == 2 and "cifar100" in err and "smoke" in err and len(err.splitlines()) == 1
 
@@ -251,6 +253,7 @@ def made_up(tmp_path):
     write_result(tmp_path, "archs.json:00001", "pdarts", 0, 50)
     write_result(tmp_path, "archs.json:00002", "darts_v1", 0, 52)
     write(tmp_path / "sweep" / "sweep.json", {})
+    write(tmp_path / "sweep" / "cls" / "00001_s1" / "failed.json", {})
     write_result(tmp_path / "sweep", "pdarts", "pdarts", 0, 99)  # of correlate.py, not ours
     pair = {"x": ["cifar10", "rot"], "y": ["imagenet", "cls"], "n": 20, "rho": 0.5, "rho_interval": [-0.1, 0.8]}
     write(tmp_path / "correlation" / "correlations.json", {"spaces": {"darts": {"n": 20, "pairs": [pair]}}})
@@ -269,7 +272,8 @@ def test_report(made_up, capsys):
         "| darts | cifar10 rot | imagenet cls | 20 | 0.50 | [-0.10, 0.80] | 0.82 |",
         "- 1 or 2 seeds for each cell; a training varies by 0.71",
         "- Searched without labels against with labels: -2.00 on average, less than two standard errors (4.00)",
-        "1 of 1 intervals do not exclude a rho of 0.",
+        "- 20 architectures of darts; 1 of 1 intervals hold 0",
+        "- 1 trainings failed",
         "Entropy of the alphas at the end: 0.990 to 1.000",
     ):
         assert line in text

@@ -371,6 +371,37 @@ def draw(genotype: Genotype, path, title: str = ""):
         raise InputError(f"cannot draw to {path}: {error}") from None
 
 
+LINES = [("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P")]
+
+
+def draw_history(histories: dict, path):
+    """How searches went, {name: meta.history of its genotype.json}: a row for each cell, by epoch the entropy of the alphas
+    and the numbers of skip connections and convolutions of the cell that would be derived."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey="col")
+    columns = {"entropy": "entropy of the alphas", "skips": "skip connections", "convs": "convolutions"}
+    for row, cell in enumerate(("normal", "reduction")):
+        for ax, (key, title) in zip(axes[row], columns.items()):
+            for k, (name, history) in enumerate(histories.items()):
+                color, marker = LINES[k % len(LINES)]
+                style = dict(color=color, marker=marker, ms=5, ls=["-", "--"][k // len(LINES) % 2], label=name)
+                apart = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)  # equal counts side by side
+                ax.plot([line["epoch"] for line in history], [line[key][row] + apart for line in history], **style)
+            ax.set_title(f"{cell} cell: {title}", fontsize=10)
+            ax.grid(alpha=0.3)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.ticklabel_format(useOffset=False)
+            if key != "entropy":
+                ax.set_ylim(-0.6, 8.6)
+    for ax in axes[1]:
+        ax.set_xlabel("epoch of the search")
+    axes[0, 0].set_ylim(top=1.0 + 0.05 * (1.0 - axes[0, 0].get_ylim()[0]))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Print a cell as text, and draw it.")
     parser.add_argument("arch", nargs="?", help="a name, a genotype.json, or archs.json:ID (default: list the names)")

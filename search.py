@@ -1,7 +1,7 @@
 """Search a cell with DARTS, with or without labels (Sec. 4 of the paper).
 
 Half of the training images train the weights of the supernet, the other half its alphas, in turns, first order. Writes
-genotype.json after every epoch; train.py trains the cell that it holds.
+genotype.json after every epoch, which train.py trains, and at the end pictures of the cell and of how the alphas went.
 
     python search.py --task rot                                             # embedded data, two minutes on a CPU
     python search.py --task col --dataset cifar10 --data data/ --download   # DARTS' settings on CIFAR-10
@@ -206,7 +206,11 @@ def main(args):
     result = utils.evaluate(supernet, task, test_batches, autocast, alphas)
     write_genotype(genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task))
     print("supernet on the evaluation images: " + utils.numbers(result))
-    print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}")
+    if not utils.rank():
+        title = f"{args.task} on {args.dataset}, seed {args.seed}"
+        genotypes.draw(genotype, out / "cell.png", f"{title}:")
+        genotypes.draw_history({title: history}, out / "alphas.png")
+    print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}, cell.png, alphas.png")
     utils.finish()
     return genotype
 

@@ -20,6 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from errors import InputError, at_least
 
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+    SummaryWriter = None
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line and set-up
 
@@ -413,7 +418,10 @@ def identity_of(args, **more):
 
 
 class Log:
-    """log.jsonl: a header, a line for each print and each epoch. Lines that a resumed run repeats are taken out first."""
+    """log.jsonl: a header, a line for each print and each epoch. Lines that a resumed run repeats are taken out first. With
+    TensorBoard installed, also its events beside it: the numbers of each epoch."""
+
+    events = None
 
     def __init__(self, out, header, epochs_done, steps_done):
         try:
@@ -434,12 +442,21 @@ class Log:
                     lines.append(line)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_file(self.path, lambda file: file.write(text.encode()))
+        if Log.events:  # of the training before in a sweep
+            Log.events.close()
+        Log.events = None if rank() or not SummaryWriter else SummaryWriter(out, purge_step=epochs_done + 1)
 
     def write(self, **values):
         if rank():
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
+        if Log.events and "step" not in values:
+            for name, value in values.items():
+                for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
+                    if isinstance(number, (int, float)):
+                        Log.events.add_scalar(f"{name}{k}", number, values["epoch"])
+            Log.events.flush()
 
 
 class Progress:

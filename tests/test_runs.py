@@ -20,7 +20,6 @@ import errors
 import genotypes
 import model_search
 import pretext
-import report
 import search
 import train
 import utils
@@ -476,37 +475,6 @@ def test_bad_input_as_a_command(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1 and "resnet50" in done.stderr
-
-
-@pytest.mark.slow
-def test_report_and_small_study(tmp_path):
-    """run_all.sh runs everything, of it what is missing; the table is that of the results."""
-    for name in [*ROOT.glob("*.py"), ROOT / "run_all.sh"]:  # it runs the scripts beside it
-        (tmp_path / name.name).symlink_to(name)
-    out_dir = tmp_path / "runs" / "shapes"
-    few = ["--limit", "40", "--epochs", "2"]
-    argv = ["--dataset", "shapes", *few, "--task", "cls", "--arch", "darts_v2", "--out", str(out_dir / "darts_v2")]
-    there = train.main(train.parse_args(argv))  # without --device, as the script
-    before = (out_dir / "darts_v2" / "result.json").stat().st_mtime_ns
-    command = ["bash", ROOT / "run_all.sh", "shapes", *few]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list(out_dir.rglob("result.json"))) == 6 and len(list(out_dir.rglob("genotype.json"))) == 4
-    assert (out_dir / "darts_v2" / "result.json").stat().st_mtime_ns == before
-    table = (out_dir / "report.md").read_text()
-    assert table in done.stdout and table.count("found by ") == 4 and table.count("| darts_v2 | ") == 2
-    assert f"{there['best']:.2f}" in table
-
-    first = json.loads((out_dir / "darts_v2" / "result.json").read_text())
-    second = dict(first, best=first["best"] + 3, args=dict(first["args"], seed=1, print_every=7))
-    (out_dir / "seed1").mkdir()
-    (out_dir / "seed1" / "result.json").write_text(json.dumps(second))
-    report.main(report.parse_args([str(out_dir), "--json", str(tmp_path / "new" / "table.json")]))
-    rows = json.loads((tmp_path / "new" / "table.json").read_text())
-    (row,) = [row for row in rows if row["arch"] == "darts_v2" and row["task"] == "cls"]
-    assert row["seeds"] == 2 and row["best"] == pytest.approx(first["best"] + 1.5)
-    assert row["std"] == pytest.approx(3 / math.sqrt(2)) and row["search_seconds"] is None
 
 
 def test_a_bug_keeps_its_traceback():

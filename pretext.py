@@ -147,7 +147,7 @@ class Task:
 
     def normalize(self, images, train):
         """uint8 (B, 3, H, W) -> float, with the data set's mean and standard deviation taken out."""
-        x = images.contiguous().float().div_(255)
+        x = images.contiguous().to(torch.get_default_dtype()).div_(255)
         if train and self.jitter:
             x = color_jitter(x, self.jitter)
         return x.sub_(self.mean).div_(self.std)

@@ -21,8 +21,8 @@ class Mirror(Task):
 
     def prepare(self, images, labels, index, train):
         x = self.normalize(images, train)
-        x = torch.stack([x, x.flip(2)], 1).flatten(0, 1)  # (2B, H, W, 3)
-        return x.permute(0, 3, 1, 2), torch.arange(2, device=x.device).repeat(len(images))
+        x = torch.stack([x, x.flip(3)], 1).flatten(0, 1)  # (2B, 3, H, W)
+        return x, torch.arange(2, device=x.device).repeat(len(images))
 
 '''),
         ('"cls": Classification', '"mirror": Mirror, '),

@@ -17,6 +17,7 @@ from errors import InputError
 from genotypes import load_arch
 
 SMALL = ["--width", "4", "--layers", "2", "--device", "cpu", "--epochs", "1"]
+STOPPED = [*SMALL, "--arch", "darts_v2", "--limit", "60", "--batch_size", "12", "--epochs", "6"]  # what is stopped or killed
 
 
 def evaluations():
@@ -102,8 +103,7 @@ def run_with_nan(out):
 
 def stopped_run(out):
     """SIGTERM reaches one rank alone in the second step; all stop after it. Then the same run undisturbed and resumed."""
-    argv = [*SMALL, "--arch", "darts_v2", "--limit", "60", "--batch_size", "12", "--epochs", "2"]
-    train.main(train.parse_args([*argv, "--out", str(out / "whole")]))
+    train.main(train.parse_args([*STOPPED, "--out", str(out / "whole")]))
     plain, calls = utils.stop_requested, []
 
     def stop_requested():
@@ -114,11 +114,11 @@ def stopped_run(out):
     utils.stop_requested = stop_requested
     code = None
     try:
-        train.main(train.parse_args([*argv, "--out", str(out / "stopped")]))
+        train.main(train.parse_args([*STOPPED, "--out", str(out / "stopped")]))
     except SystemExit as exit_:
         code = exit_.code
     utils.stop_requested, utils.stop_asked = plain, False
-    train.main(train.parse_args([*argv, "--out", str(out / "stopped"), "--resume"]))
+    train.main(train.parse_args([*STOPPED, "--out", str(out / "stopped"), "--resume"]))
     return {"code": code, "calls": len(calls)}
 
 

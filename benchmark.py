@@ -94,7 +94,7 @@ IMAGENET = dict(stem="imagenet", size=224, batch=4, width=16, layers=8)
 
 def search_steps(stem, size, batch, width, layers, plain_layout=torch.contiguous_format):
     """(our step, the plain step): each call does the next bilevel step and returns its two losses."""
-    utils.seed_everything(0)
+    torch.manual_seed(0)
     ours = model_search.Supernet(width, layers, stem, TEN_CLASSES)
     plain = EdgeSupernet(width, layers, stem, TEN_CLASSES)
     copy_weights(ours, plain)
@@ -257,7 +257,7 @@ def tasks(args):
 
 def training_step(task, x, y, layout=torch.channels_last, amp=None):
     """A step of training darts_v2 (width 16, 8 cells), which returns its loss."""
-    utils.seed_everything(0)
+    torch.manual_seed(0)
     network = model_eval.Network(genotypes.load_arch("darts_v2"), 16, 8, "cifar", task).to(DEVICE, memory_format=layout)
     optimizer, x = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9), x.contiguous(memory_format=layout)
     autocast, scaler = utils.precision(DEVICE, amp)

@@ -96,13 +96,13 @@ def main(args):
         raise InputError(f"--batch_size {args.batch_size}: half of the training set has {len(w_half)} images")
 
     # --- model
-    utils.seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     supernet = model_search.Supernet(args.width, args.layers, args.stem, task)
     supernet = supernet.to(device, memory_format=torch.channels_last)
     if args.sync_bn:
         supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
     alphas = model_search.init_alphas(device)
-    utils.seed_everything(args.seed + utils.rank())  # equal networks, different augmentation
+    torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
     w_optimizer = torch.optim.SGD(supernet.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)

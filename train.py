@@ -148,11 +148,11 @@ def main(args, load=data.load):
         params = utils.count_params(build())  # without the auxiliary head, as in the paper
     if args.auxiliary:
         model_eval.check_auxiliary(task, args.stem, args.layers)
-    utils.seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     network = build(task.num_classes if args.auxiliary else 0).to(device, memory_format=torch.channels_last)
     if args.sync_bn:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    utils.seed_everything(args.seed + utils.rank())  # equal networks, different augmentation
+    torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
     optimizer = torch.optim.SGD(network.parameters(), args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)

@@ -5,15 +5,13 @@ import json
 import math
 import os
 import platform
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,18 +30,14 @@ except ImportError:
 def add_run_arguments(group):
     """The options of a run that are not about data, model or optimiser."""
     group.add_argument("--out", metavar="DIR", help="where to write (default: a name under runs/)")
-    group.add_argument("--seed", type=at_least(0, int, 2**32), default=0,
-                       help="of initialisation, data order, augmentation and the halves of a search")  # fmt: skip
+    group.add_argument("--seed", type=at_least(0, int, 2**32), default=0, help="of initialisation, data and a search's halves")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
-    group.add_argument("--workers", type=at_least(0, int), metavar="N",
-                       help="processes that decode images, for each rank; data sets in memory need none (default: as many "
-                       "as CPU cores for each rank, at most 8)")  # fmt: skip
+    group.add_argument("--workers", type=at_least(0, int), metavar="N", help="decode images, on each rank (default: <= 8)")
     group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")
     group.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 with scaled losses, for older GPUs")
     group.add_argument("--sync_bn", action="store_true", help="BN statistics over the images of all ranks (GPUs only)")
     group.add_argument("--resume", action="store_true", help="continue the run in --out; start it if there is none")
-    group.add_argument("--save_every", type=at_least(0, int), metavar="STEPS",
-                       help="save within an epoch, too (default: 0, only at its end; ImageNet-22K: 2000)")  # fmt: skip
+    group.add_argument("--save_every", type=at_least(0, int), metavar="STEPS", help="save within an epoch, too; 0: do not")
     group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="steps between two lines")
 
 
@@ -66,9 +60,8 @@ def setup(args):
             sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
     # torchrun --max_restarts: go on where the ranks stopped. On several nodes not all count the same restarts.
     args.resume = any(gather(args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
-    if threading.current_thread() is threading.main_thread():  # the only one that may
-        signal.signal(signal.SIGTERM, ask_to_stop)
-    seed_everything(args.seed)
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -108,12 +101,6 @@ def check_batch_size(batch_size, accumulate=1):
                          "at least 2 images")  # fmt: skip
 
 
-def seed_everything(seed):
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def environment(device):
     """What a result depends on besides its arguments."""
     command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
@@ -121,13 +108,13 @@ def environment(device):
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
         commit = None
-    name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    versions = {"python": platform.python_version(), "torch": torch.__version__,
-                "torchvision": importlib.metadata.version("torchvision")}  # fmt: skip
-    return {"versions": versions, "git_commit": commit, "world_size": world_size(), "device": name,
-            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": importlib.metadata.version("torchvision")},
+        "git_commit": commit, "world_size": world_size(), "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+    }  # fmt: skip
 
 
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):
@@ -232,7 +219,7 @@ def stop(out):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Precision
+# Precision, counts, averages, evaluation
 
 
 def precision(device, amp):
@@ -240,10 +227,6 @@ def precision(device, amp):
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
     return torch.autocast(device.type, dtype, enabled=amp is not None), scaler
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Counts
 
 
 def count_params(module):
@@ -261,17 +244,13 @@ def count_macs(build, task):
     return counter.get_total_flops() // 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Averages, evaluation
-
-
 class Meter:
     """Sums loss and scores on the device; the host waits for them only in `result`, where the ranks' sums are added."""
 
-    def __init__(self, task, *before):
-        """`before`: the `state` of a meter to go on from, whose sums are those of all ranks."""
+    def __init__(self, task, loss=0.0, scores=0):
+        """loss, scores: the `state` of a meter to go on from, whose sums are those of all ranks."""
         self.task = task
-        self.loss, self.scores = before if before and not rank() else (0.0, 0)
+        self.loss, self.scores = (0.0, 0) if rank() else (loss, scores)
 
     def update(self, loss, logits, targets):
         scores = self.task.score(logits.detach(), targets)
@@ -280,7 +259,7 @@ class Meter:
 
     def state(self):
         """(loss, scores) so far, of all ranks."""
-        mine = [value.cpu() if isinstance(value, torch.Tensor) else value for value in (self.loss, self.scores)]
+        mine = torch.as_tensor(self.loss).cpu(), torch.as_tensor(self.scores).cpu()
         return [sum(values) for values in zip(*gather(mine))]
 
     def result(self):
@@ -295,8 +274,8 @@ def evaluate(network, task, batches, autocast, *alphas) -> dict:
     average_statistics(network)
     network.eval()
     meter = Meter(task)
-    for images, labels, index in batches:
-        x, y = task.prepare(images, labels, index, train=False)
+    for batch in batches:
+        x, y = task.prepare(*batch, train=False)
         with autocast:
             logits = network(x, *alphas)
             loss = task.loss(logits, y)
@@ -346,8 +325,8 @@ def save_run(out, device, identity, parts, how_far, **more):
     """A checkpoint of the `parts` of a run, {name: what has a state dict}, of which the first is the network; `how_far` has
     the values of PROGRESS, `more` holds tensors and plain values."""
     average_statistics(next(iter(parts.values())))
-    states = {name: part.state_dict() for name, part in parts.items()}
-    save_checkpoint(out, {"identity": identity, **dict(zip(PROGRESS, how_far)), **states, **more}, device)
+    more |= {name: part.state_dict() for name, part in parts.items()}
+    save_checkpoint(out, {"identity": identity, **dict(zip(PROGRESS, how_far)), **more}, device)
 
 
 def resume(args, out, device, identity, parts):
@@ -391,7 +370,7 @@ def restore_rng(state, device, args):
         if args.deterministic:
             raise InputError(f"{text}; --deterministic needs the same number")
         print(f"warning: {text}; it goes on, but not exactly as it would have")
-        seed_everything(args.seed + rank() + 1000 * (1 + state["epoch"]))
+        torch.manual_seed(args.seed + rank() + 1000 * (1 + state["epoch"]))
         return
     rng = state["rng"][rank()]
     torch.set_rng_state(rng["cpu"])
@@ -408,13 +387,12 @@ def open_run(args, default_name):
     return out
 
 
-WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic",
-                 "accumulate", "save_every"}  # fmt: skip
+WHERE_AND_HOW = set("arch out resume device print_every data download workers deterministic accumulate save_every".split())
 
 
 def identity_of(args, **more):
     """What two runs must agree on to be the same run: all arguments but those that say where and how to run."""
-    return {**{k: v for k, v in vars(args).items() if k not in WHERE_AND_HOW}, **more}
+    return {k: v for k, v in vars(args).items() if k not in WHERE_AND_HOW} | more
 
 
 class Log:
@@ -484,6 +462,4 @@ def numbers(values):
 
 
 def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return str(timedelta(seconds=round(seconds)))

@@ -82,19 +82,16 @@ class ImageSet:
 
     def subset(self, index):
         """The images of an index tensor, in its order."""
-
-        def take(values):
-            if values is None or isinstance(values, torch.Tensor):
-                return None if values is None else values[index]
-            return values.subset(index.numpy()) if isinstance(values, files.Names) else [values[i] for i in index.tolist()]
-
         part = copy.copy(self)
-        part.images, part.labels, part.masks, part.names = map(take, (self.images, self.labels, self.masks, self.names))
         part.broken, part.formats = {}, Counter()
+        for key in ("images", "labels", "masks", "names"):
+            values = getattr(self, key)
+            if values is not None:
+                setattr(part, key, [values[i] for i in index.tolist()] if isinstance(values, list) else values[index])
         return part
 
     def fetch(self, parts, task, seed, device):
-        targets = {"labels": self.labels, "masks": self.masks, None: None}[task.uses]
+        targets = task.uses and getattr(self, task.uses)
         for part in parts:
             yield self.images[part], None if targets is None else targets[part], part
 
@@ -271,26 +268,21 @@ def split_hash(*parts):
     return digest.hexdigest()[:12]
 
 
-def order_of(index, batch_size, seed):
-    """The order of an epoch: (batches, batch_size), the images of an index tensor in seeded random order, without a last
-    smaller batch. All ranks draw the same; torch's own random state is neither used nor changed."""
-    order = np.random.default_rng(seed).permutation(len(index))[: len(index) // batch_size * batch_size]
-    return index[torch.from_numpy(order)].view(-1, batch_size)
-
-
 def batches(data, task, batch_size: int, device, index: torch.Tensor | None = None, seed=None, skip=0):
     """Yields images uint8 (B, 3, H, W), what `task.uses` of "labels" (B,) and "masks" (B, H, W), else None, and their
-    indices (B,) in the data set; `index` restricts it to a part. With a seed (integers): in random order, the first `skip`
-    batches left out. Without: for evaluation, each image once. Under torchrun `batch_size` counts the images of all ranks,
-    of which each rank gets its share. Images on disk are cropped to `task.size` as `task.crop` says, at random with a seed;
-    with masks they are evaluated whole, in batches of one, as their sizes may differ."""
+    indices (B,) in the data set; `index` restricts it to a part. With a seed (integers): in random order, without a last
+    smaller batch, the first `skip` left out. Without: for evaluation, each image once. Under torchrun `batch_size` counts
+    the images of all ranks, of which each rank gets its share. Images on disk are cropped to `task.size` as `task.crop`
+    says, at random with a seed; with masks they are evaluated whole, in batches of one, as their sizes may differ."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     index = torch.arange(len(data)) if index is None else index
     if seed is None:
         whole = isinstance(data, FileSet) and task.uses == "masks"
         parts = index[rank::world].split(1 if whole else max(1, batch_size // world))
     else:
-        parts = order_of(index, batch_size, seed)[skip:].chunk(world, 1)[rank]
+        order = np.random.default_rng(seed).permutation(len(index))  # the same for all ranks; torch's state is not touched
+        whole = index[torch.from_numpy(order[: len(index) // batch_size * batch_size])].view(-1, batch_size)
+        parts = whole[skip:].chunk(world, 1)[rank]
     for images, targets, part in data.fetch((part for part in parts if len(part)), task, seed, device):
         images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last
         targets = None if targets is None else targets.to(device, non_blocking=True)
@@ -337,11 +329,12 @@ def list_images(root):
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = [s for s in subfolders if not s.startswith(".")]
         for path in (Path(folder, name).relative_to(root) for name in names):
-            if path.suffix.lower() in files.EXTENSIONS and not path.name.startswith("."):
+            kind = "hidden" if path.name.startswith(".") else path.suffix.lower() or "without an ending"
+            if kind in files.EXTENSIONS:
                 found.append(path)
             else:
-                others["hidden" if path.name.startswith(".") else path.suffix.lower() or "without an ending"] += 1
-    return sorted(found, key=lambda p: p.as_posix()), others
+                others[kind] += 1
+    return sorted(found, key=Path.as_posix), others
 
 
 def fitting_size(paths):
@@ -392,14 +385,13 @@ def read_folder(root, size, limit, download):
     def below(folder):
         return [f.relative_to(folder.name) for f in found if f.parts[0] == folder.name]
 
-    beside = [f for f in found if len(f.parts) == 1 or f.parts[0] not in ("val", "test")]
-    paths = beside if train_root == root else below(train_root)
+    paths = [f for f in found if f.parts[0] not in ("val", "test")] if train_root == root else below(train_root)
     test_paths = below(test_root) if test_root else []
     if not paths:
         raise InputError(f"{train_root}: no images ({', '.join(sorted(files.EXTENSIONS))})")
     if test_root and not test_paths:
         raise InputError(f"{test_root}: no images; without the folder a part of the others is held out for evaluation")
-    unused = len(found) - len(paths) - len(test_paths)
+    others["outside the folders that are used"] = len(found) - len(paths) - len(test_paths)
 
     stray = [f for f in paths + test_paths if len(f.parts) == 1]  # outside the folders of the classes
     labelled = train_root != root and not stray
@@ -415,27 +407,23 @@ def read_folder(root, size, limit, download):
 
     sets = []
     for folder, part in ((train_root, paths), (test_root or train_root, test_paths)):
-        data = read_images(folder, [part[i] for i in choose(len(part), limit).tolist()], size)
+        chosen = choose(len(part), limit).tolist()
+        data = read_images(folder, [part[i] for i in chosen], size)
+        others.update({"beyond --limit": len(part) - len(chosen), "unreadable": len(data.broken)})
         if labelled:
             data.classes = classes
-            labels = [classes.index(Path(name).parts[0]) for name in data.names]
-            data.labels = torch.tensor(labels, dtype=torch.int64)
+            data.labels = torch.tensor([classes.index(Path(name).parts[0]) for name in data.names], dtype=torch.int64)
         elif train_root != root:
             data.why_no_labels = f"{stray[0]} is not in the folder of a class"
         sets.append(data)
     train, test = sets
     endings = Counter(Path(name).suffix.lower() for name in train.names + test.names)
-    left_out = others + Counter({
-        "unreadable": len(train.broken) + len(test.broken),
-        "outside the folders that are used": unused,
-        "beyond --limit": sum(map(len, (paths, test_paths))) - sum(len(part) + len(part.broken) for part in sets),
-    })  # fmt: skip
 
     def listed(counts):
-        return ", ".join(f"{-n} {what}" for n, what in sorted((-n, what) for what, n in counts.items())) or "nothing"
+        return ", ".join(f"{-n} {what}" for n, what in sorted((-n, what) for what, n in counts.items() if n)) or "nothing"
 
     train.notes = [f"{root}: {len(train)} images to train, {len(test)} to evaluate, {listed(endings)}",
-                   f"left out: {listed(left_out)}", *notes]  # fmt: skip
+                   f"left out: {listed(others)}", *notes]  # fmt: skip
     if not test_root:  # one folder, of which some files are unreadable
         train.broken, test.broken = train.broken | test.broken, {}
     return sets
@@ -479,7 +467,7 @@ def read_cityscapes(root, *_):
     for part in ("train", "val"):
         images, masks = root / "leftImg8bit" / part, root / "gtFine" / part
         names = files.index_of(images)[0]
-        names = names.subset(np.array([i for i, name in enumerate(names) if name.endswith(files.PHOTO)], np.int64))
+        names = names[np.array([i for i, name in enumerate(names) if name.endswith(files.PHOTO)], np.int64)]
         if not len(names):
             raise InputError(f"{images}: no <city>/*{files.PHOTO}")
         data = FileSet(images, names, files.scene_crop)
@@ -490,16 +478,13 @@ def read_cityscapes(root, *_):
         except InputError as error:
             problems.append(str(error))
             continue
-        of = {}
-        for kind in (files.RAW_IDS, files.TRAIN_IDS):
-            of |= {name.removesuffix(kind): name for name in found if name.endswith(kind)}
+        kinds = files.RAW_IDS, files.TRAIN_IDS
+        of = {name.removesuffix(kind): name for kind in kinds for name in found if name.endswith(kind)}
         stems = [name.removesuffix(files.PHOTO) for name in names]
-        for what, which, folder in (
-            ("images have no mask", [s for s in stems if s not in of], images),
-            ("masks have no image", sorted(of.keys() - stems), masks),
-        ):
-            if which:
-                problems.append(f"{len(which)} {what}, first {folder / which[0]}*")
+        if without := [stem for stem in stems if stem not in of]:
+            problems.append(f"{len(without)} images have no mask, first {images / without[0]}*")
+        if without := sorted(of.keys() - stems):
+            problems.append(f"{len(without)} masks have no image, first {masks / without[0]}*")
         data.masks = [os.path.join(masks, of[stem]) for stem in stems if stem in of]
     if problems:  # in either part: what is trained is evaluated
         for data in sets:
@@ -521,21 +506,16 @@ def add_arguments(group):
     group.add_argument("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
     group.add_argument("--download", action="store_true", help="fetch cifar10 if it is not there")
     group.add_argument("--limit", type=at_least(2, int), metavar="N", help="use a seeded choice of N images of each part")
-    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS",
-                       help="side of the square images or crops (default: by data set "
-                       "and task; folder: by its photos)")  # fmt: skip
+    group.add_argument("--size", type=at_least(1, int), metavar="PIXELS", help="side of images or crops (default: by data)")
 
 
-def print_found(*sets, most=5):
-    """What a run says about its data sets, of which the evaluation part may be None."""
-    sets = [data for data in sets if data is not None]
-    for line in sets[0].notes:
+def print_found(train, test):
+    """What a run says about its data; `test` may be None."""
+    broken = train.unreadable + (test.unreadable if test else [])
+    for line in [*train.notes, *(f"left out, unreadable: {path} ({reason})" for path, reason in broken[:5])]:
         print(line)
-    for path, reason in [entry for data in sets for entry in data.unreadable][:most]:
-        print(f"left out, unreadable: {path} ({reason})")
-    total = sum(len(data.unreadable) for data in sets)
-    if total > most:
-        print(f"... and {total - most} more; python data.py lists them")
+    if len(broken) > 5:
+        print(f"... and {len(broken) - 5} more; python data.py lists them")
 
 
 def report(train, test):

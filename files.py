@@ -93,11 +93,11 @@ def resized(image, box, size, resample, fill):
     x, y = round((inner[0] - left) * sx), round((inner[1] - top) * sy)
     w, h = round((inner[2] - left) * sx) - x, round((inner[3] - top) * sy) - y
     part = image.resize((w, h), resample, inner, reducing_gap=3.0)
-    if (w, h) != size:
-        canvas = Image.new(image.mode, size, fill)
-        canvas.paste(part, (x, y))
-        part = canvas
-    return np.asarray(part)
+    if (w, h) == size:
+        return np.asarray(part)
+    canvas = Image.new(image.mode, size, fill)
+    canvas.paste(part, (x, y))
+    return np.asarray(canvas)
 
 
 def read_rgb(path, box_for, fill=(0, 0, 0)):
@@ -178,11 +178,11 @@ class Names:
         return len(self.rows)
 
     def __getitem__(self, i):
+        """A name, or Names for an array of indices."""
+        if np.ndim(i):
+            return Names(self.buffer, self.starts, self.rows[np.asarray(i)])
         start, end = self.starts[self.rows[i] :][:2]
         return os.fsdecode(self.buffer[start : end - 1].tobytes())
-
-    def subset(self, index):
-        return Names(self.buffer, self.starts, self.rows[index])
 
 
 @contextmanager
@@ -208,10 +208,10 @@ def scan(root, folders):
     """The INDEX of the image files in the folders: names and starts as in Names, and the number of each file's folder."""
     endings, chunks, counts = tuple(os.fsencode(e) for e in EXTENSIONS), [], []
     for folder in folders:
-        files = os.listdir(os.path.join(os.fsencode(root), folder))
-        files = sorted(f for f in files if f.lower().endswith(endings) and not f.startswith(b"."))
-        chunks.append(b"".join(b"%b/%b\0" % (folder, f) for f in files))
-        counts.append(len(files))
+        found = sorted(os.listdir(os.path.join(os.fsencode(root), folder)))
+        found = [b"%b/%b\0" % (folder, f) for f in found if f.lower().endswith(endings) and not f.startswith(b".")]
+        chunks.append(b"".join(found))
+        counts.append(len(found))
     names = np.frombuffer(b"".join(chunks), np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(names == 0) + 1])
     return names, starts, np.repeat(np.arange(len(folders), dtype=np.int32), counts)

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,6 @@ OP_NAMES = PRIMITIVES + ["sep_conv_7x7", "conv_7x1_1x7"]  # NASNet, PNASNet and 
 
 NODES = 4  # intermediate nodes of a searched cell
 NUM_EDGES = sum(2 + node for node in range(NODES))  # 14: node i has edges from 2 + i earlier nodes
-
 
 # NAS-Bench-101 (Ying et al. 2019): its ops, and the size of its cells
 NASBENCH_OPS = ["conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3"]
@@ -121,13 +121,8 @@ def named_cell(name: str) -> Genotype:
 # Reading and writing
 
 
-def is_index(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def parse_genotype(fields, where: str) -> Genotype:
     """A genotype from parsed JSON, checked; `where` opens the message of the InputError that anything malformed gets."""
-
     if not isinstance(fields, dict) or not set(Genotype._fields) <= set(fields):
         raise InputError(f"{where}: a genotype has the fields {', '.join(Genotype._fields)}")
     cells = []
@@ -143,14 +138,13 @@ def parse_genotype(fields, where: str) -> Genotype:
             node = 2 + k // 2
             if op not in OP_NAMES:
                 raise InputError(f"{where}: {cell}: unknown op {op!r}; known: {', '.join(OP_NAMES)}")
-            if not is_index(j) or not 0 <= j < node:
+            if type(j) is not int or j not in range(node):  # a bool is an int to isinstance
                 raise InputError(f"{where}: {cell}: node {node} takes inputs 0 to {node - 1}, not {j!r}")
         last = 1 + len(pairs) // 2
         if not isinstance(concat, list) or not concat:
             raise InputError(f"{where}: {cell}_concat is empty; it lists the nodes that make the output")
-        for j in concat:
-            if not is_index(j) or not 2 <= j <= last or concat.count(j) > 1:
-                raise InputError(f"{where}: {cell}_concat lists nodes from 2 to {last}, each once, not {concat}")
+        if any(type(j) is not int or j not in range(2, last + 1) or concat.count(j) > 1 for j in concat):
+            raise InputError(f"{where}: {cell}_concat lists nodes from 2 to {last}, each once, not {concat}")
         cells += [[(op, j) for op, j in pairs], list(concat)]
     return Genotype(*cells)
 
@@ -165,7 +159,7 @@ def parse_nasbench(entry, where: str) -> NASBenchCell:
     V = len(matrix)
 
     def is_row(row):
-        return isinstance(row, list) and len(row) == V and all(is_index(bit) and bit in (0, 1) for bit in row)
+        return isinstance(row, list) and len(row) == V and all(type(bit) is int and bit in (0, 1) for bit in row)
 
     if V < 2 or not all(map(is_row, matrix)):
         raise InputError(f"{where}: the matrix must be square, of zeros and ones")
@@ -265,16 +259,14 @@ def load_arch(text: str) -> Genotype | NASBenchCell:
         entry = read_json(text)
         if isinstance(entry, list):
             raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
-    else:
-        path, colon, arch_id = text.rpartition(":")
-        if not colon or not os.path.isfile(path):
-            raise InputError(f"no architecture {text!r}: neither a file nor one of {', '.join(CELLS)}")
-        entries = read_json(path)
-        entries = entries if isinstance(entries, list) else []
-        entry = next((e for e in entries if isinstance(e, dict) and str(e.get("id")) == arch_id), None)
-        if entry is None:
-            raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(entries)}")
-    return parse_arch(entry, text)
+        return parse_arch(entry, text)
+    path, colon, arch_id = text.rpartition(":")
+    if not colon or not os.path.isfile(path):
+        raise InputError(f"no architecture {text!r}: neither a file nor one of {', '.join(CELLS)}")
+    archs = load_archs(path)
+    if arch_id not in archs:
+        raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(archs)}")
+    return archs[arch_id]
 
 
 def short_name(text: str) -> str:
@@ -288,10 +280,8 @@ def short_name(text: str) -> str:
 def to_text(genotype: Genotype | NASBenchCell) -> str:
     if isinstance(genotype, NASBenchCell):
         matrix, ops = genotype
-        sources = [[str(i) for i in range(v) if matrix[i][v]] for v in range(len(ops))]
-        return "\n".join(
-            f"  {v} = {op}({', '.join(s)})" if v else "  0 = input" for v, (op, s) in enumerate(zip(ops, sources))
-        )
+        sources = [", ".join(str(i) for i in range(v) if matrix[i][v]) for v in range(len(ops))]
+        return "\n".join(["  0 = input", *(f"  {v} = {ops[v]}({sources[v]})" for v in range(1, len(ops)))])
     lines = []
     for cell in ("normal", "reduce"):
         pairs, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
@@ -310,12 +300,10 @@ PITCH = 1.9  # column width, in box heights
 
 
 def draw_cell(ax, pairs, concat, title):
-    nodes = len(pairs) // 2
-    columns = [pairs[2 * n : 2 * n + 2] for n in range(nodes)]
+    columns = list(zip(pairs[::2], pairs[1::2]))
+    nodes = len(columns)
     stacked = {a[1] for a, b in columns if a[1] == b[1]}  # rows with two ops under one another
-    tops = [0.0]
-    for row in range(nodes + 2):
-        tops.append(tops[-1] - (1.75 if row in stacked else 1.15))
+    tops = list(accumulate((-1.75 if row in stacked else -1.15 for row in range(nodes + 2)), initial=0.0))
     x_out = nodes * PITCH + 0.5
 
     def wires(*paths):
@@ -371,9 +359,6 @@ def draw(genotype: Genotype, path, title: str = ""):
         raise InputError(f"cannot draw to {path}: {error}") from None
 
 
-LINES = [("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P")]
-
-
 def draw_history(histories: dict, path):
     """How searches went, {name: meta.history of its genotype.json}: a row for each cell, by epoch the entropy of the alphas
     and the numbers of skip connections and convolutions of the cell that would be derived."""
@@ -385,8 +370,7 @@ def draw_history(histories: dict, path):
     for row, cell in enumerate(("normal", "reduction")):
         for ax, (key, title) in zip(axes[row], columns.items()):
             for k, (name, history) in enumerate(histories.items()):
-                color, marker = LINES[k % len(LINES)]
-                style = dict(color=color, marker=marker, ms=5, ls=["-", "--"][k // len(LINES) % 2], label=name)
+                style = dict(color=f"C{k % 10}", marker="os^DvP"[k % 6], ms=5, label=name)
                 apart = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)  # equal counts side by side
                 ax.plot([line["epoch"] for line in history], [line[key][row] + apart for line in history], **style)
             ax.set_title(f"{cell} cell: {title}", fontsize=10)

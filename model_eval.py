@@ -16,10 +16,7 @@ from ops import OPS, STEMS, conv, drop_path, factorized_reduce, reduction_cells,
 class Cell(nn.Module):
     def __init__(self, genotype, C_prev_prev, C_prev, C, reduction, reduction_prev):
         super().__init__()
-        if reduction_prev:
-            self.preprocess0 = factorized_reduce(C_prev_prev, C, affine=True)
-        else:
-            self.preprocess0 = relu_conv_bn(C_prev_prev, C, affine=True)
+        self.preprocess0 = (factorized_reduce if reduction_prev else relu_conv_bn)(C_prev_prev, C, affine=True)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=True)
         pairs = genotype.reduce if reduction else genotype.normal
         self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
@@ -43,16 +40,12 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, C, num_classes, stem):
         super().__init__()
+        last_bn = nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity()  # DARTS leaves it out for ImageNet
         self.features = nn.Sequential(
-            nn.ReLU(),
-            nn.AvgPool2d(5, stride=3 if stem == "cifar" else 2, count_include_pad=False),
-            nn.Conv2d(C, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),  # DARTS leaves it out for ImageNet
-            nn.ReLU(),
-        )
+            nn.ReLU(), nn.AvgPool2d(5, stride=3 if stem == "cifar" else 2, count_include_pad=False),
+            nn.Conv2d(C, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False), last_bn, nn.ReLU(),
+        )  # fmt: skip
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x):  # (B, C, 8, 8) or (B, C, 7, 7)
@@ -79,13 +72,10 @@ class Network(nn.Module):
 
     def __init__(self, genotype: Genotype, C, layers, stem, task, auxiliary_classes=0):
         super().__init__()
-        self.drop_path = 0.0
+        self.drop_path, self.auxiliary, self.auxiliary_at = 0.0, None, 2 * layers // 3
         self.stem = STEMS[stem](task.in_channels, C)
-        C_prev_prev = C_prev = self.stem.C_out
-        reduction_prev = self.stem.reduces
+        C_prev_prev, C_prev, reduction_prev = self.stem.C_out, self.stem.C_out, self.stem.reduces
         self.cells = nn.ModuleList()
-        self.auxiliary_at = 2 * layers // 3
-        self.auxiliary = None
         for i in range(layers):
             reduction = i in reduction_cells(layers, task.reductions)
             C = 2 * C if reduction else C
@@ -118,6 +108,7 @@ NASBENCH_MODULES = {
     "conv3x3-bn-relu": lambda C: conv_bn_relu(C, C, 3),
     "conv1x1-bn-relu": lambda C: conv_bn_relu(C, C, 1),
     "maxpool3x3": lambda C: nn.MaxPool2d(3, stride=1, padding=1),
+    "output": lambda C: nn.Identity(),
 }
 
 
@@ -145,23 +136,20 @@ class NASBenchModule(nn.Module):
         self.last = len(cell.ops) - 1
         self.channels = vertex_channels(cell, C_in, C_out)
         self.sources = [[i for i in range(1, v) if cell.matrix[i][v]] for v in range(self.last + 1)]
-        self.ops = nn.ModuleDict({str(v): NASBENCH_MODULES[cell.ops[v]](self.channels[v]) for v in range(1, self.last)})
-        self.projections = nn.ModuleDict(
-            {str(v): conv_bn_relu(C_in, self.channels[v], 1) for v in range(1, self.last + 1) if cell.matrix[0][v]}
-        )
+        vertices = list(enumerate(self.channels))[1:]
+        self.ops = nn.ModuleDict({str(v): NASBENCH_MODULES[cell.ops[v]](C) for v, C in vertices})
+        self.projections = nn.ModuleDict({str(v): conv_bn_relu(C_in, C, 1) for v, C in vertices if cell.matrix[0][v]})
 
     def forward(self, x):  # (B, C_in, H, W)
         values = [x]
-        for v in range(1, self.last):
+        for v, op in enumerate(self.ops.values(), start=1):
             terms = [values[i][:, : self.channels[v]] for i in self.sources[v]]
+            if v == self.last and terms:
+                terms = [torch.cat(terms, 1)]
             if str(v) in self.projections:
                 terms.append(self.projections[str(v)](x))
-            values.append(self.ops[str(v)](sum(terms[1:], terms[0])))  # (B, channels[v], H, W)
-        outer = [values[i] for i in self.sources[self.last]]
-        terms = [torch.cat(outer, 1)] if outer else []
-        if str(self.last) in self.projections:
-            terms.append(self.projections[str(self.last)](x))
-        return sum(terms[1:], terms[0])  # (B, C_out, H, W)
+            values.append(op(sum(terms[1:], terms[0])))  # (B, channels[v], H, W)
+        return values[-1]
 
 
 class NASBenchNetwork(nn.Module):

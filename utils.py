@@ -30,7 +30,7 @@ except ImportError:
 def add_run_arguments(group):
     """The options of a run that are not about data, model or optimiser."""
     group.add_argument("--out", metavar="DIR", help="where to write (default: a name under runs/)")
-    group.add_argument("--seed", type=at_least(0, int, 2**32), default=0, help="of initialisation, data and a search's halves")
+    group.add_argument("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, data and the halves of a search")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
     group.add_argument("--workers", type=at_least(0, int), metavar="N", help="decode images, on each rank (default: <= 8)")
     group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")

@@ -123,8 +123,10 @@ class FileSet(ImageSet):
     def fetch(self, parts, task, seed, device):
         loader = DataLoader(
             Reader(self, task, seed), batch_size=None, sampler=(part.numpy() for part in parts), num_workers=self.workers,
-            multiprocessing_context="fork" if self.workers else None, worker_init_fn=ignore_sigterm,
-            pin_memory=torch.device(device).type == "cuda", generator=torch.Generator(), collate_fn=lambda batch: batch,
+            multiprocessing_context="fork" if self.workers else None, collate_fn=lambda batch: batch,
+            pin_memory=torch.device(device).type == "cuda", generator=torch.Generator(),
+            # SIGTERM is for the process that trains, which ends its workers when it is done
+            worker_init_fn=lambda worker: signal.signal(signal.SIGTERM, signal.SIG_IGN),
         )  # fmt: skip
         seen = broken = 0
         for batch in loader:
@@ -153,10 +155,6 @@ class FileSet(ImageSet):
                 self.formats[found] += 1
             else:
                 self.broken[self.path(i)] = error
-
-
-def ignore_sigterm(worker):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the process that trains, and ends its workers when it is done
 
 
 class Reader:
@@ -210,23 +208,22 @@ def read(name, path, size, limit, download):
     for part in DATASETS[name](Path(path or ""), size, limit, download):
         if part is not None and limit and limit < len(part):
             part = part.subset(choose(len(part), limit))
-        in_memory = part is not None and not isinstance(part, FileSet)
-        sets.append(shrunk(part, size, name) if in_memory and size and size != part.size else part)
+        if part is not None and not isinstance(part, FileSet) and size not in (None, part.size):
+            shrink(part, size, name)
+        sets.append(part)
     return sets
 
 
-def shrunk(data, size, name):
-    """Images in memory at a half or a quarter of their size."""
+def shrink(data, size, name):
+    """Scales images in memory to a half or a quarter of their size."""
     whole, block = data.size, data.size // size
-    if size not in (whole // 2, whole // 4) or whole % size:
+    if size * block != whole or block not in (2, 4):
         raise InputError(f"--size {size}: the images of {name} are {whole} x {whole}; also {whole // 2} and {whole // 4}, "
                          "the means of 2 x 2 and 4 x 4 pixels")  # fmt: skip
-    data = copy.copy(data)
     blocks = data.images.view(len(data), size, block, size, block, 3)
     data.images = blocks.float().mean((2, 4)).round().byte()  # (N, size, size, 3)
     if data.masks is not None:  # the pixel next to the middle of each block
         data.masks = data.masks[:, block // 2 :: block, block // 2 :: block]  # (N, size, size)
-    return data
 
 
 def check(path, train, test):
@@ -458,10 +455,6 @@ def read_imagenet(root, *_):
     return train, test
 
 
-def read_imagenet22k(root, *_):
-    return read_classes(root), None
-
-
 def read_cityscapes(root, *_):
     sets, problems = [], []
     for part in ("train", "val"):
@@ -495,9 +488,7 @@ def read_cityscapes(root, *_):
 # What reads the training and the evaluation part (or None) of each; it gets --data, --size, --limit and --download. What it
 # does not do about size and limit, `read` does afterwards.
 DATASETS = {"shapes": read_shapes, "cifar10": read_cifar10, "folder": read_folder, "imagenet": read_imagenet,
-            "imagenet22k": read_imagenet22k, "cityscapes": read_cityscapes}  # fmt: skip
-
-# ---------------------------------------------------------------------------------------------------------------------
+            "imagenet22k": lambda root, *_: (read_classes(root), None), "cityscapes": read_cityscapes}  # fmt: skip
 
 
 def add_arguments(group):

@@ -31,13 +31,12 @@ EVALUATION = {  # Sec. 4; on CIFAR-10 as DARTS evaluates a cell
     ("cifar10", "cls"): dict(width=36, layers=20, epochs=600, batch_size=96, lr=0.025, weight_decay=3e-4, nesterov=False,
                              grad_clip=5.0, auxiliary=0.4, cutout=16, drop_path=0.2),
     ("imagenet", "cls"): dict(size=224, max_macs=600e6, layers=14, epochs=250, batch_size=1024, lr=0.5, weight_decay=3e-5,
-                              nesterov=True, warmup_epochs=5, label_smoothing=0.1, auxiliary=0.4),
-    ("cityscapes", "seg"): dict(size=769, width=80, layers=12, epochs=2700, batch_size=64, lr=0.1, weight_decay=1e-4,
-                                nesterov=True),
+                              warmup_epochs=5, label_smoothing=0.1, auxiliary=0.4),
+    ("cityscapes", "seg"): dict(size=769, width=80, layers=12, epochs=2700, batch_size=64, lr=0.1, weight_decay=1e-4),
 }  # fmt: skip
 # The auxiliary head does not fit every --size
 EVALUATION["folder", "cls"] = dict(EVALUATION["cifar10", "cls"], auxiliary=0.0)
-SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, nesterov=True, precise_bn=1024)  # Sec. 3.3, CIFAR-10
+SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, precise_bn=1024)  # Sec. 3.3, CIFAR-10
 SAMPLE_BASED_TASKS = {"cls": dict(batch_size=128, lr=0.1), "col": dict(batch_size=128, lr=0.1),
                       "rot": dict(batch_size=32, lr=0.025), "jig": dict(batch_size=32, lr=0.025)}  # fmt: skip
 SAMPLE_BASED_SIZES = {"darts": dict(width=16, layers=20), "nasbench101": dict(width=128, layers=9)}
@@ -45,11 +44,11 @@ SAMPLE_BASED_IMAGENET = {  # and for the other large data sets, which the paper'
     "darts": dict(width=32, layers=22, epochs=5, precise_bn=1024),
     "nasbench101": dict(width=128, layers=12, epochs=10),
 }
-LARGE = dict(size=224, batch_size=32, lr=0.0125, weight_decay=5e-5, nesterov=True)
-SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, nesterov=True, grad_clip=5.0)  # small, for a CPU
+LARGE = dict(size=224, batch_size=32, lr=0.0125, weight_decay=5e-5)
+SHAPES = dict(epochs=4, batch_size=25, lr=0.05, weight_decay=3e-4, grad_clip=5.0)  # small, for a CPU
 SHAPES_SIZES = {"darts": dict(width=8, layers=4), "nasbench101": dict(width=16, layers=3)}
-COMMON = dict(save_every=0, max_macs=None, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0, drop_path=0.0,
-              label_smoothing=0.0, precise_bn=0)  # fmt: skip
+COMMON = dict(save_every=0, max_macs=None, nesterov=True, grad_clip=0.0, warmup_epochs=0, auxiliary=0.0, cutout=0,
+              drop_path=0.0, label_smoothing=0.0, precise_bn=0)  # fmt: skip
 
 
 def settings(recipe, dataset, task, space):
@@ -78,8 +77,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Train one architecture on one task and evaluate it.")
     parser.add_argument("--arch", required=True, help="a name (darts_v2), a genotype.json, or archs.json:ID")
     parser.add_argument("--task", choices=list(pretext.TASKS), default="cls", help="cls needs labels, seg masks")
-    parser.add_argument("--recipe", choices=["evaluation", "sample"], default="evaluation",
-                        help="settings of the search-based study (for cls and seg) or of the sample-based one")  # fmt: skip
+    parser.add_argument("--recipe", choices=["evaluation", "sample"], default="evaluation", help="settings of Sec. 4 or 3")
     group = parser.add_argument_group("data")
     data.add_arguments(group)
     group = parser.add_argument_group("model (default: the table at the top of this script)")
@@ -92,8 +90,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("optimiser: SGD, momentum 0.9, cosine by epoch (default: the table)")
     group.add_argument("--epochs", type=at_least(1, int), help="passes over the training set")
     group.add_argument("--batch_size", type=at_least(2, int), help="images per step, of all ranks together")
-    group.add_argument("--accumulate", type=at_least(1, int), default=1, metavar="PARTS",
-                       help="take each batch in so many parts, to need less memory")  # fmt: skip
+    group.add_argument("--accumulate", type=at_least(1, int), default=1, metavar="PARTS", help="of a batch, for less memory")
     group.add_argument("--lr", type=at_least(0), help="peak of the learning rate's cosine, which falls to 0")
     group.add_argument("--warmup_epochs", type=at_least(0, int), help="linear from a tenth of the learning rate")
     group.add_argument("--weight_decay", type=at_least(0), help="of all weights")
@@ -101,8 +98,7 @@ def parse_args(argv=None):
     group.add_argument("--grad_clip", type=at_least(0), help="largest norm of the gradient; 0: no clipping")
     group.add_argument("--label_smoothing", type=at_least(0, below=1), help="probability spread over all classes")
     group.add_argument("--cutout", type=at_least(0, int), metavar="PIXELS", help="side of a square that is zeroed; 0: none")
-    group.add_argument("--precise_bn", type=at_least(0, int), nargs="?", const=1024, metavar="IMAGES",
-                       help="re-estimate BN statistics on about so many images (1024) before each evaluation")  # fmt: skip
+    group.add_argument("--precise_bn", type=at_least(0, int), metavar="IMAGES", help="re-estimate BN on so many; 0: do not")
     utils.add_run_arguments(parser.add_argument_group("run"))
     return parser.parse_args(argv)
 
@@ -188,7 +184,7 @@ def main(args, load=data.load):
         optimizer.param_groups[0]["lr"] = lr
         network.drop_path = args.drop_path * (epoch - 1) / args.epochs
         network.train()
-        meter = utils.Meter(task, *meters[0]) if meters else utils.Meter(task)
+        meter = utils.Meter(task, *meters[0] if meters else ())
         part = args.batch_size // args.accumulate
         stream = data.batches(train, task, part, device, None, (args.seed, epoch), steps_done * args.accumulate)
         for step, batch in enumerate(zip(*[stream] * args.accumulate), start=steps_done + 1):

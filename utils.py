@@ -402,24 +402,19 @@ class Log:
     events = None
 
     def __init__(self, out, header, epochs_done, steps_done):
+        def is_before(line):
+            return (line.get("epoch", 0), line.get("step", math.inf)) <= (epochs_done + 1, steps_done)
+
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
         self.path = out / "log.jsonl"
-        lines = [header]
-        if epochs_done or steps_done:
-            lines = []
-            for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-                try:
-                    line = json.loads(text)
-                except ValueError:  # the run was killed while it wrote this
-                    continue
-                epoch = line.get("epoch", 0)
-                if epoch <= epochs_done or (epoch == epochs_done + 1 and line.get("step", math.inf) <= steps_done):
-                    lines.append(line)
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        replace_file(self.path, lambda file: file.write(text.encode()))
+        lines = [json.dumps(header) + "\n"]
+        if (epochs_done or steps_done) and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = [line for line in lines if line.endswith("\n") and is_before(json.loads(line))]  # a kill may tear one
+        replace_file(self.path, lambda file: file.write("".join(lines).encode()))
         if Log.events:  # of the training before in a sweep
             Log.events.close()
         Log.events = None if rank() or not SummaryWriter else SummaryWriter(out, purge_step=epochs_done + 1)

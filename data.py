@@ -228,12 +228,11 @@ def shrink(data, size, name):
 
 def check(path, train, test):
     """InputError if the sets are not fit to train on."""
-    if test is not None and test.unreadable:  # a metric over fewer images would not be comparable
-        raise InputError(f"{len(test.unreadable)} unreadable files in the evaluation part, first {test.unreadable[0][0]}: "
-                         "mend or remove them")  # fmt: skip
-    broken, total = len(train.unreadable), len(train.unreadable) + train.formats.total()
-    if broken > MAX_UNREADABLE * total:
-        raise InputError(f"{broken} of {total} images below {path} are unreadable, first {train.unreadable[0][0]}")
+    if test is not None and (bad := test.unreadable):  # a metric over fewer images would not be comparable
+        raise InputError(f"{len(bad)} unreadable files in the evaluation part, first {bad[0][0]}: mend or remove them")
+    bad, total = train.unreadable, len(train.unreadable) + train.formats.total()
+    if len(bad) > MAX_UNREADABLE * total:
+        raise InputError(f"{len(bad)} of {total} images below {path} are unreadable, first {bad[0][0]}")
     if len(train) < 2 or test is not None and not len(test):
         raise InputError(f"{path}: {len(train)} images to train and {len(test or [])} to evaluate are not enough")
 
@@ -247,7 +246,7 @@ def choose(n: int, limit: int | None) -> torch.Tensor:
 def halves(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A seeded split of n images into two halves of equal size (an odd one is left out), as sorted indices."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[: n // 2].sort().values, order[n // 2 : n // 2 * 2].sort().values
+    return order[: n // 2 * 2].view(2, -1).sort().values.unbind()
 
 
 def split_hash(*parts):
@@ -351,10 +350,9 @@ def fitting_size(paths):
 
 def read_images(root, paths, size):
     """An ImageSet of those files that can be read."""
-    needed = len(paths) * size * size * 3
-    if needed > MAX_BYTES:
-        raise InputError(f"{len(paths)} images of {size} x {size} take {needed / 2**30:.0f} GiB of memory; "
-                         "use --limit or a smaller --size")  # fmt: skip
+    if (needed := len(paths) * size * size * 3) > MAX_BYTES:
+        memory = f"{needed / 2**30:.0f} GiB of memory"
+        raise InputError(f"{len(paths)} images of {size} x {size} take {memory}; use --limit or a smaller --size")
     images = np.empty((len(paths), size, size, 3), np.uint8)
 
     def read(k):

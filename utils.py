@@ -97,8 +97,7 @@ def check_batch_size(batch_size, accumulate=1):
     """InputError if the ranks, and the parts of --accumulate, cannot share a batch evenly."""
     parts = accumulate * world_size()
     if batch_size % parts or batch_size < 2 * parts:  # BN over a single value is undefined
-        raise InputError(f"--batch_size {batch_size} does not divide into {parts} equal parts (processes x --accumulate) of "
-                         "at least 2 images")  # fmt: skip
+        raise InputError(f"--batch_size {batch_size}: not {parts} equal parts (processes x --accumulate) of at least 2 images")
 
 
 def environment(device):
@@ -311,11 +310,9 @@ def write_json(path, value):
 
 def save_checkpoint(out, state, device):
     """`state`: state dicts and plain values. The random states of torch of all ranks are added; augmentation uses them."""
-    rng = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(device)
-    rng = gather(rng)
-    replace_file(out / "checkpoint.pt", lambda file: torch.save({**state, "rng": rng}, file))
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    state = {**state, "rng": gather({"cpu": torch.get_rng_state(), **cuda})}
+    replace_file(out / "checkpoint.pt", lambda file: torch.save(state, file))
 
 
 PROGRESS = ("epoch", "step", "seconds", "history", "meters")  # how far a checkpoint is

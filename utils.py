@@ -97,7 +97,7 @@ def check_batch_size(batch_size, accumulate=1):
     """InputError if the ranks, and the parts of --accumulate, cannot share a batch evenly."""
     parts = accumulate * world_size()
     if batch_size % parts or batch_size < 2 * parts:  # BN over a single value is undefined
-        raise InputError(f"--batch_size {batch_size}: not {parts} equal parts (processes x --accumulate) of at least 2 images")
+        raise InputError(f"--batch_size {batch_size}: not in {parts} equal parts of at least 2 (processes x --accumulate)")
 
 
 def environment(device):

@@ -307,10 +307,9 @@ def draw_cell(ax, pairs, concat, title):
     x_out = nodes * PITCH + 0.5
 
     def wires(*paths):
-        for xs, ys in paths:  # a halo: what crosses does not join
-            ax.plot(xs, ys, color="white", lw=5, solid_capstyle="butt", zorder=1)
-        for xs, ys in paths:
-            ax.plot(xs, ys, color="#444444", lw=1.2, zorder=1)
+        for color, width in (("white", 5), ("#444444", 1.2)):  # first a halo: what crosses does not join
+            for xs, ys in paths:
+                ax.plot(xs, ys, color=color, lw=width, solid_capstyle="butt", zorder=1)
 
     for row in range(nodes + 2):  # the rails, from the node to the last that reads it
         readers = [n for n, ops in enumerate(columns) if row in (ops[0][1], ops[1][1])]
@@ -379,9 +378,7 @@ def draw_history(histories: dict, path):
             ax.ticklabel_format(useOffset=False)
             if key != "entropy":
                 ax.set_ylim(-0.6, 8.6)
-    for ax in axes[1]:
-        ax.set_xlabel("epoch of the search")
-    axes[0, 0].set_ylim(top=1.0 + 0.05 * (1.0 - axes[0, 0].get_ylim()[0]))
+    figure.supxlabel("epoch of the search", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=150)
 

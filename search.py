@@ -29,15 +29,14 @@ from errors import InputError, at_least
 # and any data set that is not here: those of DARTS for CIFAR-10. The others: the paper's.
 DEFAULTS = {
     "shapes": dict(limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
-    "cifar10": dict(layers=8, epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
-    "imagenet": dict(size=224, layers=8, epochs=2, alpha_start=1, batch_size=64, lr=0.1, alpha_lr=3e-4, weight_decay=3e-5),
-    "imagenet22k": dict(size=224, layers=8, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5,
-                        save_every=2000),
+    "cifar10": dict(epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
+    "imagenet": dict(size=224, epochs=2, alpha_start=1, batch_size=64, lr=0.1, alpha_lr=3e-4, weight_decay=3e-5),
+    "imagenet22k": dict(size=224, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5, save_every=2000),
     "cityscapes": dict(size=321, layers=12, epochs=400, batch_size=32, lr=0.1, alpha_lr=3e-4),
-}  # fmt: skip
+}
 # Tasks with half of the batch size and of both learning rates
 HALVED = {"imagenet": ("rot", "jig"), "imagenet22k": ("rot", "jig"), "cityscapes": ("rot", "col")}
-COMMON = dict(save_every=0, width=16, weight_decay=3e-4, grad_clip=5.0, alpha_start=0)
+COMMON = dict(save_every=0, width=16, layers=8, weight_decay=3e-4, grad_clip=5.0, alpha_start=0)
 
 
 def settings(dataset, task):

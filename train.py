@@ -34,8 +34,7 @@ EVALUATION = {  # Sec. 4; on CIFAR-10 as DARTS evaluates a cell
                               warmup_epochs=5, label_smoothing=0.1, auxiliary=0.4),
     ("cityscapes", "seg"): dict(size=769, width=80, layers=12, epochs=2700, batch_size=64, lr=0.1, weight_decay=1e-4),
 }  # fmt: skip
-# The auxiliary head does not fit every --size
-EVALUATION["folder", "cls"] = dict(EVALUATION["cifar10", "cls"], auxiliary=0.0)
+EVALUATION["folder", "cls"] = dict(EVALUATION["cifar10", "cls"], auxiliary=0.0)  # a head that does not fit every --size
 SAMPLE_BASED = dict(epochs=100, weight_decay=5e-4, precise_bn=1024)  # Sec. 3.3, CIFAR-10
 SAMPLE_BASED_TASKS = {"cls": dict(batch_size=128, lr=0.1), "col": dict(batch_size=128, lr=0.1),
                       "rot": dict(batch_size=32, lr=0.025), "jig": dict(batch_size=32, lr=0.025)}  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,16 +98,13 @@ def check_batch_size(batch_size, accumulate=1):
     """InputError if the ranks, and the parts of --accumulate, cannot share a batch evenly."""
     parts = accumulate * world_size()
     if batch_size % parts or batch_size < 2 * parts:  # BN over a single value is undefined
-        raise InputError(f"--batch_size {batch_size}: not in {parts} equal parts of at least 2 (processes x --accumulate)")
+        raise InputError(f"--batch_size {batch_size}: needs {parts} equal parts (processes x --accumulate) of at least 2")
 
 
 def environment(device):
     """What a result depends on besides its arguments."""
-    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
-        commit = None
+    folder = shlex.quote(str(Path(__file__).parent))
+    commit = subprocess.getoutput(f"git -C {folder} describe --always --dirty 2>/dev/null") or None  # no git, or not a clone
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
@@ -119,10 +117,8 @@ def environment(device):
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):
     """The learning rate of an epoch: half a cosine from base to 0 over `epochs`, times a factor that grows linearly from 0.1
     to 1 during warm-up. Epochs count from 0."""
-    lr = 0.5 * base * (1 + math.cos(math.pi * epoch / epochs))
-    if epoch < warmup_epochs:
-        lr *= 0.1 + 0.9 * epoch / warmup_epochs
-    return lr
+    warmup = 0.1 + 0.9 * epoch / warmup_epochs if epoch < warmup_epochs else 1
+    return 0.5 * base * (1 + math.cos(math.pi * epoch / epochs)) * warmup
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -66,15 +66,11 @@ class ImageSet:
 
     def __init__(self, images, labels=None, classes=(), masks=None, names=None):
         self.images, self.labels, self.masks, self.classes = images, labels, masks, list(classes)
-        self.names = names or [str(i) for i in range(len(images))]
+        self.names, self.size = names or [str(i) for i in range(len(images))], images.shape[1]
         self.broken, self.formats = {}, Counter()
 
     def __len__(self):
         return len(self.names)
-
-    @property
-    def size(self):
-        return self.images.shape[1]
 
     @property
     def unreadable(self):
@@ -192,9 +188,8 @@ def load(name: str, path=None, size: int | None = None, limit: int | None = None
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    for part in (train, test):
-        if part is not None:
-            part.workers = workers
+    for part in filter(None, (train, test)):
+        part.workers = workers
     return train, test
 
 
@@ -221,7 +216,7 @@ def shrink(data, size, name):
         raise InputError(f"--size {size}: the images of {name} are {whole} x {whole}; also {whole // 2} and {whole // 4}, "
                          "the means of 2 x 2 and 4 x 4 pixels")  # fmt: skip
     blocks = data.images.view(len(data), size, block, size, block, 3)
-    data.images = blocks.float().mean((2, 4)).round().byte()  # (N, size, size, 3)
+    data.images, data.size = blocks.float().mean((2, 4)).round().byte(), size  # (N, size, size, 3)
     if data.masks is not None:  # the pixel next to the middle of each block
         data.masks = data.masks[:, block // 2 :: block, block // 2 :: block]  # (N, size, size)
 
@@ -286,7 +281,7 @@ def batches(data, task, batch_size: int, device, index: torch.Tensor | None = No
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# shapes and cifar10
+# Reading each data set
 
 
 def read_shapes(*_):
@@ -313,10 +308,6 @@ def read_cifar10(path, size, limit, download):
         data = ImageSet(torch.from_numpy(source.data), torch.tensor(source.targets), source.classes)
         data.mean, data.std = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
         yield data
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# folder
 
 
 def list_images(root):
@@ -422,10 +413,6 @@ def read_folder(root, size, limit, download):
     if not test_root:  # one folder, of which some files are unreadable
         train.broken, test.broken = train.broken | test.broken, {}
     return sets
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# imagenet, imagenet22k, cityscapes
 
 
 def read_classes(root):

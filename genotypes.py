@@ -117,10 +117,6 @@ def named_cell(name: str) -> Genotype:
     return Genotype(pairs(normal), normal_concat, pairs(reduce), reduce_concat)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading and writing
-
-
 def parse_genotype(fields, where: str) -> Genotype:
     """A genotype from parsed JSON, checked; `where` opens the message of the InputError that anything malformed gets."""
     if not isinstance(fields, dict) or not set(Genotype._fields) <= set(fields):
@@ -283,8 +279,7 @@ def to_text(genotype: Genotype | NASBenchCell) -> str:
         sources = [", ".join(str(i) for i in range(v) if matrix[i][v]) for v in range(len(ops))]
         return "\n".join(["  0 = input", *(f"  {v} = {ops[v]}({sources[v]})" for v in range(1, len(ops)))])
     lines = []
-    for cell in ("normal", "reduce"):
-        pairs, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+    for cell, (pairs, concat) in (("normal", genotype[:2]), ("reduce", genotype[2:])):
         lines.append(f"{cell} cell, output = concat of nodes {', '.join(map(str, concat))}")
         for node, (a, b) in enumerate(zip(pairs[::2], pairs[1::2]), start=2):
             lines.append(f"  {node} = {a[0]}({a[1]}) + {b[0]}({b[1]})")
@@ -312,9 +307,8 @@ def draw_cell(ax, pairs, concat, title):
                 ax.plot(xs, ys, color=color, lw=width, solid_capstyle="butt", zorder=1)
 
     for row in range(nodes + 2):  # the rails, from the node to the last that reads it
-        readers = [n for n, ops in enumerate(columns) if row in (ops[0][1], ops[1][1])]
         start = -0.35 if row < 2 else (row - 2) * PITCH + 1.72
-        ends = [n * PITCH + 0.22 for n in readers] + ([x_out] if row in concat else [])
+        ends = [n * PITCH + 0.22 for n, (a, b) in enumerate(columns) if row in (a[1], b[1])] + [x_out] * (row in concat)
         if ends:
             wires(([start, max(ends)], [tops[row]] * 2))
         name = ("$c_{k-2}$", "$c_{k-1}$")[row] if row < 2 else str(row)
@@ -346,10 +340,8 @@ def draw(genotype: Genotype, path, title: str = ""):
 
     figure = matplotlib.figure.Figure()
     axes = figure.subplots(1, 2)
-    sizes = [
-        draw_cell(ax, getattr(genotype, cell), getattr(genotype, f"{cell}_concat"), f"{title} {name} cell".strip())
-        for ax, cell, name in zip(axes, ("normal", "reduce"), ("normal", "reduction"))
-    ]
+    cells = zip(axes, (genotype[:2], genotype[2:]), ("normal", "reduction"))
+    sizes = [draw_cell(ax, *cell, f"{title} {name} cell".strip()) for ax, cell, name in cells]
     figure.set_size_inches(0.62 * sum(w for w, _ in sizes), 0.62 * max(h for _, h in sizes))
     figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.04)
     try:

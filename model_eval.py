@@ -18,8 +18,7 @@ class Cell(nn.Module):
         super().__init__()
         self.preprocess0 = (factorized_reduce if reduction_prev else relu_conv_bn)(C_prev_prev, C, affine=True)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=True)
-        pairs = genotype.reduce if reduction else genotype.normal
-        self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
+        pairs, self.concat = genotype[2:] if reduction else genotype[:2]
         self.inputs = [j for _, j in pairs]
         self.ops = nn.ModuleList(OPS[op](C, 2 if reduction and j < 2 else 1, affine=True, copies=1) for op, j in pairs)
 

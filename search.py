@@ -96,8 +96,7 @@ def main(args):
 
     # --- model
     torch.manual_seed(args.seed)
-    supernet = model_search.Supernet(args.width, args.layers, args.stem, task)
-    supernet = supernet.to(device, memory_format=torch.channels_last)
+    supernet = model_search.Supernet(args.width, args.layers, args.stem, task).to(device, memory_format=torch.channels_last)
     if args.sync_bn:
         supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
     alphas = model_search.init_alphas(device)

@@ -19,7 +19,7 @@ import os
 import random
 import time
 import traceback
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,8 +38,8 @@ NASBENCH_CELLS = 423_624
 
 def parse_args(argv=None):
     """The arguments of the sweep; `train_argv` are those for train.py."""
-    epilog = "All other options are those of train.py."
-    parser = argparse.ArgumentParser(description="Draw architectures and train each on each task.", epilog=epilog)
+    what = "Draw architectures and train each on each task. All other options are those of train.py."
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from")
     # torchrun of Python 3.11 and older takes --n for a short form of its own options, -n not
     parser.add_argument("-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many to draw")
@@ -122,9 +122,7 @@ def darts_costs():
                            head=lambda C: pretext.PooledHead(C, 10))  # fmt: skip
 
     def cost(genotype):
-        def build():
-            return model_eval.Network(genotype, 16, 20, "cifar", task)
-
+        build = partial(model_eval.Network, genotype, 16, 20, "cifar", task)
         with torch.device("meta"):
             params = utils.count_params(build())
         return params, utils.count_macs(build, task)
@@ -133,9 +131,8 @@ def darts_costs():
     base = cost(nothing)
     added = {}
     for cell, op, stride in itertools.product(("normal", "reduce"), PRIMITIVES, (1, 2)):
-        pairs = [*nothing.normal[:-1], (op, 0 if stride == 2 else 2)]
         if cell == "reduce" or stride == 1:
-            total = cost(nothing._replace(**{cell: pairs}))
+            total = cost(nothing._replace(**{cell: [*nothing.normal[:-1], (op, 0 if stride == 2 else 2)]}))
             added[cell, op, stride] = tuple(a - b for a, b in zip(total, base))
     return base, added
 
@@ -183,16 +180,15 @@ def folder_of(out, job):
     return out / task / f"{arch}_s{seed}"
 
 
+def written(name, out, jobs):
+    """The files of that name of these jobs."""
+    return [path for job in jobs if (path := folder_of(out, job) / name).exists()]
+
+
 def status(out, jobs) -> str:
-    times, failed = [], 0
-    for job in jobs:
-        folder = folder_of(out, job)
-        try:
-            times.append((folder / "result.json").stat().st_mtime)
-        except FileNotFoundError:
-            failed += (folder / "failed.json").exists()
-    left = len(jobs) - len(times) - failed
-    text = f"{len(times)} done, {failed} failed, {left} left of {len(jobs)}"
+    times, failed = [path.stat().st_mtime for path in written("result.json", out, jobs)], written("failed.json", out, jobs)
+    left = len(jobs) - len(times) - len(failed)
+    text = f"{len(times)} done, {len(failed)} failed, {left} left of {len(jobs)}"
     last = sorted(times)[-20:]  # the pace of the last 20, of all processes together
     if len(last) > 1 and last[-1] > last[0]:
         rate = (len(last) - 1) / (last[-1] - last[0])
@@ -206,25 +202,8 @@ def show_status(out):
     print(f"{out}: {status(out, jobs)}")
     for task in sweep["tasks"]:
         print(f"  {task}: {status(out, [job for job in jobs if job[1] == task])}")
-    for job in jobs:
-        path = folder_of(out, job) / "failed.json"
-        if path.exists():
-            print(f"  failed: {path.parent}: {genotypes.read_json(path)['error']}")
-
-
-@contextlib.contextmanager
-def lock(path):
-    """Whether this process got the lock; the system frees it when a process ends, however it ends."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+    for path in written("failed.json", out, jobs):
+        print(f"  failed: {path.parent}: {genotypes.read_json(path)['error']}")
 
 
 def job_numbers(n):
@@ -256,7 +235,6 @@ def run_job(args, folder, load):
             utils.write_json(folder / "failed.json", {"error": text, "traceback": trace})
             return text
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # thousands of them would fill a disk
-    return None
 
 
 def main(args):
@@ -271,8 +249,8 @@ def main(args):
 
     # --- settings: those of train.py, once for all trainings
     def training(arch, task, seed, out):
-        own = ["--recipe", "sample", *args.train_argv]
-        return train.parse_args(["--arch", arch, *own, "--task", task, "--seed", str(seed), "--out", str(out), "--resume"])
+        return train.parse_args(["--recipe", "sample", *args.train_argv, "--arch", arch, "--task", task, "--seed", str(seed),
+                                 "--out", str(out), "--resume"])  # fmt: skip
 
     example, *_ = [training("", task, args.seeds[0], "") for task in args.tasks]  # an unknown task ends here
     out = Path(args.out or f"runs/sample_{args.space}_{example.dataset}")
@@ -321,18 +299,22 @@ def main(args):
         arch, task, seed = job = mine[k]
         folder = folder_of(out, job)
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / "lock") as free:
+        with open(folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when a process ends, however it ends
+            except BlockingIOError:
+                continue
             failed_before = (folder / "failed.json").exists() and not args.retry_failed
-            if not free or failed_before or (folder / "result.json").exists():
+            if failed_before or (folder / "result.json").exists():
                 continue
             job_args = training(f"{out / 'archs.json'}:{arch}", task, seed, folder)
             job_args.device = device
             start = time.time()
             error = run_job(job_args, folder, load)
         print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(out, jobs)}]", flush=True)
-    failed = sum((folder_of(out, job) / "failed.json").exists() for job in jobs)
+    failed = written("failed.json", out, jobs)
     if failed:
-        print(f"{failed} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again")
+        print(f"{len(failed)} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again")
 
 
 if __name__ == "__main__":

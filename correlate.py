@@ -295,14 +295,15 @@ def curves(space, panels, out, name, xlabel, ylabel):
     random experiments or the rho of each epoch."""
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
     for ax, (target, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+        if name == "experiments":
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
         styles = dict(zip(dict.fromkeys(dataset for dataset, _ in lines), itertools.cycle(["-", "--", ":", "-."])))
         for (dataset, task), line in lines.items():
             color = COLORS.get(task, "#000000")
             if name == "experiments":
                 x, y, std = np.array(line).T
                 ax.fill_between(x, y - 2 * std, y + 2 * std, color=color, alpha=0.07, linewidth=0)
-                ax.set_xscale("log", base=2)
-                ax.xaxis.set_major_formatter("{x:g}")
             else:
                 x, y = range(1, len(line) + 1), line
             ax.plot(x, y, marker="o", ms=4, color=color, ls=styles[dataset], label=f"{dataset} {task}")

@@ -261,10 +261,8 @@ def main(args):
     utils.open_device(device)  # what is wrong with it ends here
 
     # --- architectures
-    if args.archs:
-        archs = genotypes.load_archs(args.archs)
-    else:
-        archs = draw(args.space, args.n, args.draw_seed, args.params, args.macs)
+    drawing = args.space, args.n, args.draw_seed, args.params, args.macs
+    archs = genotypes.load_archs(args.archs) if args.archs else draw(*drawing)
     path = out / "archs.json"
     if path.exists() and genotypes.load_archs(path) != archs:
         raise InputError(f"{path} holds other architectures than these; choose another --out")

@@ -131,17 +131,18 @@ def search_steps(stem, size, batch, width, layers, plain_layout=torch.contiguous
     return make(ours, torch.channels_last, lean=True), make(plain, plain_layout, lean=False)
 
 
+def memory(kind):
+    """MiB of this process: VmRSS now, VmHWM at most so far (not getrusage's, which a process inherits)."""
+    return int(re.search(rf"{kind}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
 def peak_of(side, case):
     """MiB by which four steps raise the memory of a process; called in one of its own."""
-
-    def peak():  # not getrusage's, which a process inherits
-        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
     step = search_steps(**case)[side]
-    before = peak()
+    before = memory("VmHWM")
     for _ in range(4):
         step()
-    return peak() - before
+    return memory("VmHWM") - before
 
 
 def supernet(args):
@@ -269,16 +270,12 @@ def photos(args):
 
 def list_files(root, plain):
     """(ms, MiB, count) that it takes to have the names of all files; called in a process of its own."""
-
-    def memory():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    before, start = memory(), time.perf_counter()
+    before, start = memory("VmRSS"), time.perf_counter()
     if plain:
         names = sorted(os.path.join(root, d, f) for d in os.listdir(root) for f in os.listdir(os.path.join(root, d)))
     else:
         names = files.index_of(root)
-    return 1e3 * (time.perf_counter() - start), memory() - before, len(names)
+    return 1e3 * (time.perf_counter() - start), memory("VmRSS") - before, len(names)
 
 
 def index(args):

@@ -234,9 +234,7 @@ def analyse(space, columns, args) -> dict:
     return {
         "n": len(next(iter(raw.values()))),
         "archs": [one(seeds)["name"] for seeds in next(iter(runs.values()))],
-        "scores": raw,
-        "pairs": pairs,
-        "notes": notes,
+        "scores": raw, "pairs": pairs, "notes": notes,
         "stability": {a: seed_stability(kept) for a, kept in runs.items()},
         "matrix": {a: {b: rank_correlation(scores[a], scores[b]) for b in scores} for a in scores},
         "experiments": {b: {a: random_experiments(scores[a], raw[b], args.seed) for a in scores} for b in targets},

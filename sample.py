@@ -170,23 +170,18 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
 # The state of a sweep is in its folders: result.json of a finished training, failed.json of one that raised
 
 
-def jobs_of(ids, tasks, seeds):
-    """(id, task, seed) of every training. One seed after the other, so that early results cover all architectures."""
-    return [(i, task, seed) for seed in seeds for i in ids for task in tasks]
+def jobs_of(out, ids, tasks, seeds) -> dict:
+    """{folder: (id, task, seed)} of every training. One seed after the other, so that early results cover all cells."""
+    return {out / task / f"{i}_s{seed}": (i, task, seed) for seed in seeds for i in ids for task in tasks}
 
 
-def folder_of(out, job):
-    arch, task, seed = job
-    return out / task / f"{arch}_s{seed}"
-
-
-def written(name, out, jobs):
+def written(name, jobs):
     """The files of that name of these jobs."""
-    return [path for job in jobs if (path := folder_of(out, job) / name).exists()]
+    return [folder / name for folder in jobs if (folder / name).exists()]
 
 
-def status(out, jobs) -> str:
-    times, failed = [path.stat().st_mtime for path in written("result.json", out, jobs)], written("failed.json", out, jobs)
+def status(jobs) -> str:
+    times, failed = [path.stat().st_mtime for path in written("result.json", jobs)], written("failed.json", jobs)
     left = len(jobs) - len(times) - len(failed)
     text = f"{len(times)} done, {len(failed)} failed, {left} left of {len(jobs)}"
     last = sorted(times)[-20:]  # the pace of the last 20, of all processes together
@@ -197,12 +192,12 @@ def status(out, jobs) -> str:
 
 
 def show_status(out):
-    sweep = genotypes.read_json(out / "sweep.json")
-    jobs = jobs_of(list(genotypes.load_archs(out / "archs.json")), sweep["tasks"], sweep["seeds"])
-    print(f"{out}: {status(out, jobs)}")
+    archs, sweep = genotypes.load_archs(out / "archs.json"), genotypes.read_json(out / "sweep.json")
+    jobs = jobs_of(out, archs, sweep["tasks"], sweep["seeds"])
+    print(f"{out}: {status(jobs)}")
     for task in sweep["tasks"]:
-        print(f"  {task}: {status(out, [job for job in jobs if job[1] == task])}")
-    for path in written("failed.json", out, jobs):
+        print(f"  {task}: {status(jobs_of(out, archs, [task], sweep['seeds']))}")
+    for path in written("failed.json", jobs):
         print(f"  failed: {path.parent}: {genotypes.read_json(path)['error']}")
 
 
@@ -288,14 +283,13 @@ def main(args):
     for key, values in (("tasks", args.tasks), ("seeds", args.seeds)):
         sweep[key] += [value for value in values if value not in sweep[key]]
     utils.write_json(path, sweep)
-    jobs = jobs_of(list(archs), args.tasks, args.seeds)
-    mine = jobs[args.shard[0] :: args.shard[1]]
-    print(status(out, jobs), flush=True)
+    jobs = jobs_of(out, archs, args.tasks, args.seeds)
+    mine = list(jobs.items())[args.shard[0] :: args.shard[1]]
+    print(status(jobs), flush=True)
 
     # --- loop
     for k in job_numbers(len(mine)):
-        arch, task, seed = job = mine[k]
-        folder = folder_of(out, job)
+        folder, (arch, task, seed) = mine[k]
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "w") as lock:
             try:
@@ -309,8 +303,8 @@ def main(args):
             job_args.device = device
             start = time.time()
             error = run_job(job_args, folder, load)
-        print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(out, jobs)}]", flush=True)
-    failed = written("failed.json", out, jobs)
+        print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(jobs)}]", flush=True)
+    failed = written("failed.json", jobs)
     if failed:
         print(f"{len(failed)} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again")
 

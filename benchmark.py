@@ -37,51 +37,53 @@ import model_eval
 import model_search
 import pretext
 import utils
+from correlate import markdown
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE / "tests"))
 from edge_supernet import EdgeSupernet, copy_weights  # noqa: E402
+from plain_tasks import plain_col, plain_jig, plain_rot  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def take_turns(turns, *sides, warmup=2):
-    """A list of seconds for each of the functions."""
+    """A list of milliseconds for each of the functions."""
     times = [[] for _ in sides]
     for turn in range(warmup + turns):
-        for side, seconds in zip(sides, times):
+        for side, ms in zip(sides, times):
             start = time.perf_counter()
             side()
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             if turn >= warmup:
-                seconds.append(time.perf_counter() - start)
+                ms.append(1e3 * (time.perf_counter() - start))
     return times
 
 
 def row(name, target, ours, plain=None, unit="ms"):
     """A line of the table: lists of measurements, or single ones."""
-    found = {"name": name, "target": target, "unit": unit, "ours": statistics.median(np.atleast_1d(ours))}
+    found = {"name": name, "target": target, "unit": unit, "ours": float(np.median(ours))}
     if plain is not None:
-        ratios = [p / o for p, o in zip(np.atleast_1d(plain), np.atleast_1d(ours))]
-        found |= {"plain": statistics.median(np.atleast_1d(plain)), "spread": [min(ratios), max(ratios)]}
+        ratios = np.array(plain) / np.array(ours)
+        found |= {"plain": float(np.median(plain)), "spread": [float(ratios.min()), float(ratios.max())]}
         found["ratio"] = found["plain"] / found["ours"]
     return found
 
 
 def timed(name, target, turns, ours, plain, n=1):
     """The line of two functions that do n things each, in ms for one of them."""
-    return row(name, target, *([1e3 * t / n for t in times] for times in take_turns(turns, ours, plain)))
+    return row(name, target, *(np.array(take_turns(turns, ours, plain)) / n))
 
 
 def to_text(found):
     """The rows as a Markdown table."""
-    lines = ["| what | ours | plain | ratio (spread) | target |", "| --- | --- | --- | --- | --- |"]
+    lines = []
     for r in found:
         ratio = "{:.2f}x ({:.2f} - {:.2f})".format(r["ratio"], *r["spread"]) if "ratio" in r else ""
         plain = f"{r['plain']:.4g} {r['unit']}" if "plain" in r else ""
-        lines.append(f"| {r['name']} | {r['ours']:.4g} {r['unit']} | {plain} | {ratio} | {r['target']} |")
-    return "\n".join(lines)
+        lines.append([r["name"], f"{r['ours']:.4g} {r['unit']}", plain, ratio, r["target"]])
+    return "\n".join(markdown(["what", "ours", "plain", "ratio (spread)", "target"], lines))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,17 +131,18 @@ def search_steps(stem, size, batch, width, layers, plain_layout=torch.contiguous
     return make(ours, torch.channels_last, lean=True), make(plain, plain_layout, lean=False)
 
 
+def memory(kind):
+    """MiB of this process: VmRSS now, VmHWM at most so far (not getrusage's, which a process inherits)."""
+    return int(re.search(rf"{kind}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
 def peak_of(side, case):
     """MiB by which four steps raise the memory of a process; called in one of its own."""
-
-    def peak():  # not getrusage's, which a process inherits
-        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
     step = search_steps(**case)[side]
-    before = peak()
+    before = memory("VmHWM")
     for _ in range(4):
         step()
-    return peak() - before
+    return memory("VmHWM") - before
 
 
 def supernet(args):
@@ -153,10 +156,9 @@ def supernet(args):
             _, again = search_steps(**case, plain_layout=torch.channels_last)  # differs from plain by rounding alone
             losses = [torch.stack([side() for side in (ours, plain, again)]) for _ in range(1 if args.quick else 5)]
             difference, rounding = ([(step[k] - step[1]).abs().max().item() for step in losses] for k in (0, 2))
-            yield row(f"losses of {len(losses)} steps, {name}, {dtype}: largest difference; of plain in another memory format",
-                      "<= 1e-4", max(difference), max(rounding), "")  # fmt: skip
-        times = take_turns(args.turns, ours, plain, warmup=1)
-        yield row(f"search step, {name}", target, *([1e3 * t for t in side] for side in times))
+            what = f"losses of {len(losses)} steps, {name}, {dtype}: largest difference; of plain in another memory format"
+            yield row(what, "<= 1e-4", max(difference), max(rounding), "")
+        yield row(f"search step, {name}", target, *take_turns(args.turns, ours, plain, warmup=1))
         if DEVICE.type == "cpu" and not args.quick:
             with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
                 peaks = [pool.submit(peak_of, side, case).result() for side in (0, 1)]
@@ -170,56 +172,13 @@ def growth(args):
         ms = []
         for factor in (1, 2) if args.quick else (1, 2, 4):
             step, _ = search_steps(**base | {name: factor * base[name]})
-            ms.append(1e3 * statistics.median(take_turns(args.turns, step)[0]))
+            ms.append(statistics.median(take_turns(args.turns, step)[0]))
         times = ", ".join(f"{t / ms[0]:.2f}" for t in ms)
         yield row(f"search step, {name} {base[name]}; with 1, 2, 4 times that: {times}", f"<= 1, {work}, {work**2}", ms[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pretext tasks. The plain ways take one uint8 image (H, W, 3)
-
-
-def plain_col():
-    from scipy.spatial import cKDTree
-
-    tree, matrix, white = cKDTree(np.array(pretext.BINS)), np.array(pretext.RGB_TO_XYZ).T, np.array(pretext.WHITE)
-
-    def one(image):
-        rgb = image / 255
-        xyz = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92) @ matrix / white
-        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-        ab = np.stack([500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
-        return (116 * f[..., 1] - 16).astype(np.float32), tree.query(ab.reshape(-1, 2))[1].reshape(image.shape[:2])
-
-    return one
-
-
-def plain_rot():
-    mean, std = np.array(data.ImageSet.mean, np.float32), np.array(data.ImageSet.std, np.float32)
-
-    def one(image):
-        x = (image[:, :: np.random.choice((-1, 1))].astype(np.float32) / 255 - mean) / std
-        return np.stack([np.rot90(x, k).transpose(2, 0, 1) for k in range(4)]), np.arange(4)
-
-    return one
-
-
-def plain_jig(grid, size):
-    patch, perms = size // grid, pretext.permutations(grid)
-    tile = int(0.76 * patch)
-
-    def one(image):
-        x = image[:, :: np.random.choice((-1, 1))].astype(np.float32) / 255
-        if np.random.rand() < 0.3:
-            x = np.repeat((x @ np.array([0.2125, 0.7154, 0.0721], np.float32))[..., None], 3, -1)
-        target, tiles = np.random.randint(len(perms)), np.empty((grid * grid, 3, tile, tile), np.float32)
-        for k in range(grid * grid):
-            top, left = np.random.randint(0, patch - tile + 1, 2) + patch * np.array([k // grid, k % grid])
-            part = x[top : top + tile, left : left + tile]
-            tiles[perms[target, k]] = ((part - part.mean()) / part.std()).transpose(2, 0, 1)
-        return tiles, target
-
-    return one
+# Pretext tasks
 
 
 def photo(height, width, seed=0):
@@ -244,10 +203,10 @@ def tasks(args):
         dataset = data.ImageSet(images)
         dataset.padded_crops = size == 32
         task = pretext.make_task(name, dataset, size, "cifar" if size == 32 else "imagenet", 2, "cpu")
-        one = plain_col() if name == "col" else plain_rot() if name == "rot" else plain_jig(task.grid, size)
+        plain = {"col": plain_col, "rot": plain_rot, "jig": plain_jig}[name]
         x, index, arrays = images.permute(0, 3, 1, 2), torch.arange(batch), images.numpy()
         yield timed(f"{name} at {size} px, an image, one thread", f"<= {target} ms", 2 * args.turns,
-                    lambda: task.prepare(x, None, index, train=True), lambda: [one(a) for a in arrays], batch)  # noqa: B023 # fmt: skip
+                    lambda: task.prepare(x, None, index, train=True), lambda: [plain(a) for a in arrays], batch)  # fmt: skip
     torch.set_num_threads(args.threads)
 
 
@@ -280,12 +239,10 @@ def training(args):
     batches = data.batches(train, task, 64, DEVICE, seed=0)
     x, y = task.prepare(*next(batches), train=True)
     step, plain = training_step(task, x, y), training_step(task, x, y, torch.contiguous_format)
-    yield timed(
-        "training step, darts_v2, width 16, 8 cells, batch 64; default memory format", ">= 1.3x", args.turns, step, plain
-    )
-    loading, steps = take_turns(6, lambda: task.prepare(*next(batches), train=True), step)
-    share = 100 * statistics.median(loading) / (statistics.median(loading) + statistics.median(steps))
-    yield row("data and pretext task, share of a training step", "<= 3%", share, unit="%")
+    what = "training step, darts_v2, width 16, 8 cells, batch 64; default memory format"
+    yield timed(what, ">= 1.3x", args.turns, step, plain)
+    loading, computing = map(statistics.median, take_turns(6, lambda: task.prepare(*next(batches), train=True), step))
+    yield row("data and pretext task, share of a training step", "<= 3%", 100 * loading / (loading + computing), unit="%")
     for amp in ("bf16", "fp16") if DEVICE.type == "cuda" else ("bf16",):
         ours, plain, n = training_step(task, x, y, amp=amp), training_step(task, x, y), 5 if args.quick else 20
         last = [[side() for _ in range(n)][-1] for side in (ours, plain)]
@@ -312,17 +269,13 @@ def photos(args):
 
 
 def list_files(root, plain):
-    """(ms, MiB) that it takes to have the names of all files; called in a process of its own."""
-
-    def memory():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    before, start = memory(), time.perf_counter()
+    """(ms, MiB, count) that it takes to have the names of all files; called in a process of its own."""
+    before, start = memory("VmRSS"), time.perf_counter()
     if plain:
         names = sorted(os.path.join(root, d, f) for d in os.listdir(root) for f in os.listdir(os.path.join(root, d)))
     else:
         names = files.index_of(root)
-    return 1e3 * (time.perf_counter() - start), memory() - before, len(names)
+    return 1e3 * (time.perf_counter() - start), memory("VmRSS") - before, len(names)
 
 
 def index(args):
@@ -344,32 +297,31 @@ def index(args):
 
 
 def processes(args):
-    """A search, and a sweep of small trainings, with one process of all cores and with two of half each."""
-    shapes, found = ["--device", "cpu", "--limit"], {}
-    search = ["search.py", *shapes, "192" if args.quick else "640", "--task", "cls", "--width", "16", "--layers", "8",
+    """A search, and a sweep of small trainings, by one process on one core, by one on all cores and by two on half each."""
+    shapes = ["--device", "cpu", "--limit"]
+    search = ["search.py", *shapes, "192" if args.quick else "384", "--task", "cls", "--width", "16", "--layers", "8",
               "--epochs", "1", "--print_every", "1"]  # fmt: skip
     sweep = ["sample.py", *shapes, "640", "--space", "darts", "-n", "5", "--tasks", "cls", "rot", "--epochs", "2"]
-    with tempfile.TemporaryDirectory() as out:
-        for n in (1, 2):
-            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-            for command in (search,) if args.quick else (search, sweep):
-                folder = Path(out, f"{command[0]}{n}")
-                subprocess.run([*launch, *command, "--out", folder], check=True, capture_output=True, cwd=HERE,
-                               env={**os.environ, "OMP_NUM_THREADS": str(max(1, args.threads // n))})  # fmt: skip
+    for command, what, target in ((search, "an image of a search", ">= 1.6x"), (sweep, "a training of a sweep", "")):
+        ms = []
+        for n, threads in ((1, 1), (1, args.threads), (2, max(1, args.threads // 2))):
+            with tempfile.TemporaryDirectory() as out:
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+                subprocess.run([*launch, *command, "--out", out], check=True, capture_output=True, cwd=HERE,
+                               env={**os.environ, "OMP_NUM_THREADS": str(threads)})  # fmt: skip
                 if command is search:
-                    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-                    ms = 1e3 / statistics.median([line["images_per_second"] for line in lines if "step" in line][2:])
+                    lines = map(json.loads, Path(out, "log.jsonl").read_text().splitlines())
+                    ms.append(1e3 / statistics.median([line["images_per_second"] for line in lines if "step" in line][2:]))
                 else:  # between the ends of trainings, as what comes before the first is the same for one and many
-                    ends = sorted(path.stat().st_mtime for path in folder.rglob("result.json"))
-                    ms = 1e3 * (ends[-1] - ends[n - 1]) / (len(ends) - n)
-                found.setdefault(command[0], []).append(ms)
-    for name, (one, two) in found.items():
-        what, target = ("an image of a search", ">= 1.6x") if name == "search.py" else ("a training of a sweep", "")
-        yield row(f"{what}, two processes of half the cores; one of all", target, two, one)
+                    ends = sorted(path.stat().st_mtime for path in Path(out).rglob("result.json"))
+                    ms.append(1e3 * (ends[-1] - ends[n - 1]) / (len(ends) - n))
+        yield row(f"{what}, two processes on half the cores each; one on one core", target, ms[2], ms[0])
+        yield row(f"{what}, two processes on half the cores each; one on all", "", ms[2], ms[1])
+        if args.quick:
+            return
 
 
-PARTS = {"tasks": tasks, "training": training, "photos": photos, "index": index, "supernet": supernet,
-         "processes": processes, "growth": growth}  # fmt: skip
+PARTS = {part.__name__: part for part in (tasks, training, photos, index, supernet, processes, growth)}
 
 
 def parse_args(argv=None):
@@ -390,7 +342,7 @@ def main(args):
             print(to_text([result]).splitlines()[-1], flush=True)
             if args.json:
                 utils.write_json(Path(args.json), {"rows": found, **where})
-    print(f"\n{to_text(found)}\n\n{where['device']}, torch {torch.__version__}, {where['date']}")
+    print(f"\n{to_text(found)}\n{where['device']}, torch {torch.__version__}, {where['date']}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ and PDF. Needs no torch.
 import argparse
 import itertools
 import json
-import warnings
+import math
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 import errors
@@ -26,6 +27,7 @@ SPACES = {"darts": "DARTS", "nasbench101": "NAS-Bench-101"}
 SPACE_FOLDERS = {"darts": "darts", "nas_bench": "nasbench101"}  # of the public release
 TASKS = {"cls": "classification", "rot": "rotation", "col": "colorization", "jig": "jigsaw"}
 COLORS = {"rot": "#1b9e77", "col": "#d95f02", "jig": "#7570b3", "cls": "#555555"}
+CURVES = [("experiments", "architectures drawn", "{} of the best"), ("epochs", "training epoch", "rho with {}")]
 FEWEST = 3
 
 
@@ -40,116 +42,110 @@ def parse_args(argv=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading. A column is one (data set, task) of a space: {architecture: {seed: run}}; a run has a score, its epochs' scores
-# and its number of parameters, the latter two where known.
+# Reading. A column is one (data set, task) of a space: {architecture: {seed: run}}. A run has its architecture's name, score
+# and sign (-1 if lower is better), by epoch the scores ([] if not known), the number of parameters (NaN if not known).
 
 
-class Column:
-    def __init__(self):
-        self.runs, self.settings, self.higher_is_better, self.names = {}, None, True, {}
+def read_result(path, score):
+    """(space, data set, task, architecture, seed, settings, run) of a result of train.py"""
+    result = read_json(path)
+    genotype, space = result["genotype"], result.get("space", "darts")
+    key = json.dumps(genotype) if space == "darts" else nasbench_hash(parse_nasbench(genotype, path))
+    settings = {k: v for k, v in result["identity"].items() if k not in ("seed", "genotype", "split")}
+    run = {"name": result["arch"], "score": result[score], "sign": 1 if result["higher_is_better"] else -1,
+           "epochs": [epoch[result["metric"]] for epoch in result["epochs"]], "params": result["params"]}  # fmt: skip
+    yield space, result["dataset"], result["task"], key, result["seed"], settings, run
 
-    def add(self, key, name, seed, run, where):
-        if seed in self.runs.setdefault(key, {}):
-            raise InputError(f"{where}: a second result of {name}, seed {seed}, for the same data set and task; give the "
-                             "folders different names, NAME=FOLDER")  # fmt: skip
-        self.runs[key][seed] = run
-        self.names[key] = name
+
+def read_summary(path, score):
+    """The same of the paper's public release. It holds the lowest error so far, so a list's last element is the best."""
+    if score != "best":
+        raise InputError(f"{path}: the public release holds only the best epoch; use --score best")
+    space, dataset, task, seed = path.absolute().parent.parts[-4:]
+    if space not in SPACE_FOLDERS:
+        raise InputError(f"{path}: expected <space>/<dataset>/<task>/<run>/, a space being {' or '.join(SPACE_FOLDERS)}")
+    for job in read_json(path)["job_summaries"]:
+        error, name = job["min_test_top1"], str(job["job_id"])
+        error = error[-1] if isinstance(error, list) else error
+        key = json.dumps(job["net"]["genotype"], sort_keys=True) if space == "darts" else name
+        accuracy = math.nan if error is None else 100 - error
+        run = {"name": name, "score": accuracy, "sign": 1, "epochs": [], "params": math.nan}
+        yield SPACE_FOLDERS[space], dataset, task, key, seed, {}, run
+
+
+READERS = {"result.json": read_result, "sweep_summary.json": read_summary}
 
 
 def read(folders, score) -> dict:
-    """{space: {(data set, task): Column}}"""
-    columns = {}
+    """{space: {(data set, task): column}}"""
+    columns, settings_of = {}, {}
     for text in folders:
-        name, equals, folder = text.rpartition("=")
+        name, _, folder = text.rpartition("=")
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder")
-        paths = sorted(Path(folder).rglob("*.json"))
-        results = [path for path in paths if path.name == "result.json"]
-        summaries = [path for path in paths if path.name == "sweep_summary.json"]
-        if not results + summaries:
-            raise InputError(f"{folder}: neither result.json nor sweep_summary.json below it")
-        for path in results:
-            read_result(path, name if equals else None, score, columns)
-        for path in summaries:
-            read_summary(path, name if equals else None, score, columns)
-    datasets = list(dict.fromkeys(label[0] for space in columns.values() for label in space))
-    order = {task: k for k, task in enumerate(TASKS)}  # the paper's
+        paths = sorted(path for path in Path(folder).rglob("*.json") if path.name in READERS)
+        if not paths:
+            raise InputError(f"{folder}: neither {' nor '.join(READERS)} below it")
+        for path in paths:
+            try:
+                found = list(READERS[path.name](path, score))
+            except (KeyError, TypeError, IndexError) as error:
+                what = f"{type(error).__name__} {error}"
+                raise InputError(f"{path}: not a result of train.py or of the public release ({what})") from None
+            for space, dataset, task, key, seed, settings, run in found:
+                label = name or dataset, task
+                first = settings_of.setdefault((space, label), settings)
+                wrong = [f"trained with {option} = {settings.get(option)}, others with {first.get(option)}"
+                         for option in first | settings if first.get(option) != settings.get(option)]  # fmt: skip
+                seeds = columns.setdefault(space, {}).setdefault(label, {}).setdefault(key, {})
+                wrong += [f"a second result of {run['name']}, seed {seed}"] if seed in seeds else []
+                if wrong:
+                    raise InputError(f"{path}: {wrong[0]}, for the same data set and task; give the folders different "
+                                     "names, NAME=FOLDER")  # fmt: skip
+                seeds[seed] = run
+    datasets = list(dict.fromkeys(dataset for space in columns.values() for dataset, _ in space))
 
-    def place(label):
-        return datasets.index(label[0]), order.get(label[1], len(order)), label[1]
+    def place(label):  # tasks in the paper's order, others last
+        return datasets.index(label[0]), [*TASKS, label[1]].index(label[1])
 
     return {space: {label: columns[space][label] for label in sorted(columns[space], key=place)} for space in columns}
 
 
-def read_result(path, name, score, columns):
-    result = read_json(path)
-    try:
-        genotype, task, space = result["genotype"], result["task"], result.get("space", "darts")
-        key = json.dumps(genotype) if space == "darts" else nasbench_hash(parse_nasbench(genotype, path))
-        column = columns.setdefault(space, {}).setdefault((name or result["dataset"], task), Column())
-        settings = {k: v for k, v in result["identity"].items() if k not in ("seed", "genotype", "split")}
-        column.higher_is_better = result["higher_is_better"]
-        history = [epoch[result["metric"]] for epoch in result["epochs"]]
-        run = {"score": result[score], "epochs": history, "params": result["params"]}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a result of train.py ({type(error).__name__} {error})") from None
-    column.settings = column.settings or settings
-    for option, value in settings.items():
-        if column.settings.get(option) != value:
-            raise InputError(f"{path}: trained with {option} = {value}, others of the same data set and task with "
-                             f"{column.settings.get(option)}; give the folders different names, NAME=FOLDER")  # fmt: skip
-    column.add(key, result["arch"], result["seed"], run, path)
-
-
-def read_summary(path, name, score, columns):
-    """The paper's public release. It holds the lowest test error so far, so a list's last element is the best epoch."""
-    if score != "best":
-        raise InputError(f"{path}: the public release holds only the best epoch; use --score best")
-    space, dataset, task, run = path.parent.parts[-4:]
-    if space not in SPACE_FOLDERS:
-        raise InputError(f"{path}: expected <space>/<dataset>/<task>/<run>/, a space being {' or '.join(SPACE_FOLDERS)}")
-    column = columns.setdefault(SPACE_FOLDERS[space], {}).setdefault((name or dataset, task), Column())
-    try:
-        for job in read_json(path)["job_summaries"]:
-            error, name = job["min_test_top1"], str(job["job_id"])
-            error = error[-1] if isinstance(error, list) else error
-            key = json.dumps(job["net"]["genotype"], sort_keys=True) if space == "darts" else name
-            score = float("nan") if error is None else 100 - error
-            column.add(key, name, run, {"score": score, "epochs": None, "params": None}, path)
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: not a sweep summary of the release ({type(error).__name__} {error})") from None
+def one(seeds):
+    """A run of an architecture, for what is the same for all seeds."""
+    return next(iter(seeds.values()))
 
 
 def common_table(space, columns):
-    """For the architectures that all columns have with finite scores: their names, {column: scores (n,), the higher the
-    better}, {column: [{seed: run}]}, and lines that say what was left out."""
+    """Of the architectures that all columns have with finite scores: {column: scores (n,), means over seeds}, {column:
+    [{seed: run}]}, and lines that say what was left out."""
     notes, usable = [], {}
+
+    def left_out(label, keys, why):
+        if keys:
+            names = ", ".join(sorted(one(columns[label][key])["name"] for key in keys))
+            notes.append(f"{title(label)}: {len(keys)} {why}, left out: {names}")
+
     for label, column in columns.items():
-        bad = [key for key, runs in column.runs.items() if not all(np.isfinite(run["score"]) for run in runs.values())]
-        if bad:
-            names = ", ".join(sorted(column.names[key] for key in bad))
-            notes.append(f"{title(label)}: {len(bad)} with a score that is no number, left out: {names}")
-        usable[label] = set(column.runs) - set(bad)
+        bad = {key for key, seeds in column.items() if not all(math.isfinite(run["score"]) for run in seeds.values())}
+        left_out(label, bad, "with a score that is no number")
+        usable[label] = column.keys() - bad
     keys = sorted(set.intersection(*usable.values()))
-    for label, column in columns.items():
-        others = [column.names[key] for key in usable[label] - set(keys)]
-        if others:
-            notes.append(f"{title(label)}: {len(others)} not common to all, left out: {', '.join(sorted(others))}")
+    for label in columns:
+        left_out(label, usable[label].difference(keys), "not common to all")
     if len(keys) < FEWEST:
         raise InputError(f"{SPACES[space]}: {len(keys)} architectures have results in all of "
                          f"{', '.join(map(title, columns))}; at least {FEWEST} are needed")  # fmt: skip
-    scores, kept = {}, {}
+    scores, runs = {}, {}
     for label, column in columns.items():
-        runs = [list(column.runs[key].values()) for key in keys]
-        values = np.array([np.mean([run["score"] for run in seeds]) for seeds in runs])
-        if np.ptp(values) == 0:
+        values = np.array([np.mean([run["score"] for run in column[key].values()]) for key in keys])
+        if np.ptp(values):
+            scores[label], runs[label] = values, [column[key] for key in keys]
+        else:
             notes.append(f"{title(label)}: all {len(keys)} architectures have {values[0]:.4g}, no ranking; left out")
-            continue
-        scores[label], kept[label] = values if column.higher_is_better else -values, [column.runs[key] for key in keys]
     if len(scores) < 2:
         raise InputError(f"{SPACES[space]}: fewer than two rankings to compare. " + ". ".join(notes))
-    names = next(iter(columns.values())).names
-    return [names[key] for key in keys], scores, kept, notes
+    return scores, runs, notes
 
 
 def title(label):
@@ -160,23 +156,23 @@ def title(label):
 # Statistics of two rankings, (n,) each, the higher the better
 
 
+@np.errstate(invalid="ignore", divide="ignore")
 def rank_correlation(x, y):
     """Spearman's rho along the last axis; NaN where one of them is constant."""
     x, y = (stats.rankdata(v, axis=-1) for v in (x, y))
     x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
 
 
+@np.errstate(invalid="ignore", divide="ignore")
 def partial_rank_correlation(x, y, z):
-    """Of x and y with the ranks of z taken out (for ranks, params and log params are the same)."""
+    """Of x and y with the ranks of z taken out (for ranks, params and log params are the same); NaN where z is constant."""
     xy, xz, yz = rank_correlation(x, y), rank_correlation(x, z), rank_correlation(y, z)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
 
 
 def compare(x, y, params, bootstrap, seed) -> dict:
-    """How well x predicts y. Intervals: 95% of bootstrap samples of architectures, by percentile. `params` may be None."""
+    """How well x predicts y. Intervals: 95% of bootstrap samples of architectures, by percentile. `params` may be NaN."""
     n = len(x)
     sample = np.random.default_rng(seed).integers(n, size=(bootstrap, n))
 
@@ -185,60 +181,66 @@ def compare(x, y, params, bootstrap, seed) -> dict:
         return np.quantile(values, [0.025, 0.975]).tolist() if len(values) else None
 
     k = max(1, round(n / 10))
-    top = [set(np.argsort(-v, kind="stable")[:k].tolist()) for v in (x, y)]
-    half = np.argsort(-y, kind="stable")[: (n + 1) // 2]
-    result = {
+    by_x, by_y = (np.argsort(-v, kind="stable") for v in (x, y))
+    half = by_y[: (n + 1) // 2]
+    return {
         "n": n,
         "rho": rank_correlation(x, y),
         "rho_interval": interval(rank_correlation(x[sample], y[sample])),
         "p": stats.spearmanr(x, y).pvalue,
         "tau": stats.kendalltau(x, y).statistic,
-        "top10_overlap": len(top[0] & top[1]) / k,
+        "top10_overlap": len(np.intersect1d(by_x[:k], by_y[:k])) / k,
         "rho_best_half": rank_correlation(x[half], y[half]),  # of the half that is best by y
-        "partial_rho": None,
-        "partial_rho_interval": None,
+        "partial_rho": partial_rank_correlation(x, y, params),
+        "partial_rho_interval": interval(partial_rank_correlation(x[sample], y[sample], params[sample])),
     }
-    if params is not None and np.ptp(params):
-        result["partial_rho"] = partial_rank_correlation(x, y, params)
-        result["partial_rho_interval"] = interval(partial_rank_correlation(x[sample], y[sample], params[sample]))
-    return {name: number(value) for name, value in result.items()}
-
-
-def number(value):
-    """A plain float for JSON, None for NaN."""
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value
 
 
 def seed_stability(runs):
     """The mean rho between two seeds of a column over the architectures that have all seeds, or None: a noise ceiling."""
-    seeds = sorted(set.intersection(*(set(r) for r in runs)), key=str)
-    scores = np.array([[r[s]["score"] for r in runs] for s in seeds])
+    seeds = sorted(set.intersection(*map(set, runs)), key=str)
+    scores = [[run[seed]["score"] for run in runs] for seed in seeds]
     rhos = [rank_correlation(a, b) for a, b in itertools.combinations(scores, 2)]
-    return {"seeds": len(seeds), "rho": number(np.mean(rhos)) if rhos else None}
+    return {"seeds": len(seeds), "rho": np.mean(rhos) if rhos else None}
 
 
 def random_experiments(proxy, target, seed) -> list:
     """Fig. 5: for m = 1, 2, 4, ... < n, ceil(n / m) times, draw m architectures, take the best by the proxy and note its
     target. [(m, mean, standard deviation), ...]"""
-    rng, n, curve, m = np.random.default_rng(seed), len(proxy), [], 1
-    while m < n:
-        drawn = [rng.choice(n, m, replace=False) for _ in range(-(-n // m))]
+    rng, n, curve = np.random.default_rng(seed), len(proxy), []
+    for m in (2**k for k in range((n - 1).bit_length())):
+        drawn = [rng.choice(n, m, replace=False) for _ in range(math.ceil(n / m))]
         found = [target[some[np.argmax(proxy[some])]] for some in drawn]
-        curve.append((m, float(np.mean(found)), float(np.std(found))))
-        m *= 2
+        curve.append((m, np.mean(found), np.std(found)))
     return curve
 
 
-def by_epoch(runs, sign, target) -> list | None:
-    """rho between the scores after each epoch, mean over seeds, and the target; None if epochs are not known."""
-    histories = [[run["epochs"] for run in seeds.values()] for seeds in runs]
-    lengths = {len(history) if history else 0 for seeds in histories for history in seeds}
-    if len(lengths) > 1 or lengths == {0}:
-        return None
-    scores = sign * np.array([np.mean(seeds, axis=0) for seeds in histories])  # (n, epochs)
-    return [number(rank_correlation(column, target)) for column in scores.T]
+def analyse(space, columns, args) -> dict:
+    """Every number about a space."""
+    raw, runs, notes = common_table(space, columns)
+    signs = {a: one(kept[0])["sign"] for a, kept in runs.items()}
+    scores = {a: signs[a] * raw[a] for a in raw}  # the higher the better
+    targets = [a for a in scores if a[1] == "cls"]
+    wanted = [(a, b) for b in targets for a in scores if a != b]
+    wanted += itertools.combinations([a for a in scores if a not in targets], 2)
+    pairs = []
+    for a, b in wanted:
+        params = np.array([one(seeds)["params"] for seeds in runs[b]])
+        pairs.append({"x": list(a), "y": list(b), **compare(scores[a], scores[b], params, args.bootstrap, args.seed)})
+    histories = {}  # (epochs, n) of each column, means over seeds
+    for a, kept in runs.items():
+        histories[a] = np.transpose([np.mean([run["epochs"] for run in seeds.values()], axis=0) for seeds in kept])
+    known = [a for a in scores if len(histories[a])]
+    return {
+        "n": len(next(iter(raw.values()))),
+        "archs": [one(seeds)["name"] for seeds in next(iter(runs.values()))],
+        "scores": raw, "pairs": pairs, "notes": notes,
+        "stability": {a: seed_stability(kept) for a, kept in runs.items()},
+        "matrix": {a: {b: rank_correlation(scores[a], scores[b]) for b in scores} for a in scores},
+        "experiments": {b: {a: random_experiments(scores[a], raw[b], args.seed) for a in scores} for b in targets},
+        "epochs": {b: {a: [signs[a] * rank_correlation(epoch, scores[b]) for epoch in histories[a]] for a in known}
+                   for b in targets if known},
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,105 +255,60 @@ def save(figure, out, name):
 
 def scatter(tables, dataset, tasks, target, out, name):
     """Fig. 2-4: a row for each space, a column for each task; x: accuracy of the target, y: accuracy of the task."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(3.2 * len(tasks), 2.8 * len(tables)), layout="constrained")
     axes = figure.subplots(len(tables), len(tasks), squeeze=False)
-    for row, (space, table) in zip(axes, tables.items()):
-        for ax, task in zip(row, tasks):
-            if not {(dataset, task), target} <= table["scores"].keys():
-                ax.set_axis_off()
-                continue
-            x, y = table["scores"][target], table["scores"][dataset, task]
-            ax.set(xlabel=f"{title(target)} ({SPACES[space]})", ylabel=f"{dataset} {task}")
-            slope, intercept, _, _ = stats.theilslopes(y, x)
-            ends = np.array([x.min(), x.max()])
-            pair = find_pair(table, (dataset, task), target)
-            ax.scatter(x, y, s=14, alpha=0.6, color=COLORS.get(task, "#555555"), linewidths=0)
-            ax.plot(ends, intercept + slope * ends, color=COLORS.get(task, "#555555"))
-            low, high = pair["rho_interval"]
-            ax.set_title(f"{TASKS.get(task, task)}: $\\rho$ = {pair['rho']:.2f} [{low:.2f}, {high:.2f}]", fontsize=10)
-            ax.grid(alpha=0.3)
+    for ax, ((space, table), task) in zip(axes.flat, itertools.product(tables.items(), tasks)):
+        if not {(dataset, task), target} <= table["scores"].keys():
+            ax.set_axis_off()
+            continue
+        x, y, color = table["scores"][target], table["scores"][dataset, task], COLORS.get(task, "#555555")
+        slope, intercept, _, _ = stats.theilslopes(y, x)
+        ends = np.array([x.min(), x.max()])
+        ax.scatter(x, y, s=14, alpha=0.6, color=color, linewidths=0)
+        ax.plot(ends, intercept + slope * ends, color=color)
+        pair = next(p for p in table["pairs"] if p["x"] == [dataset, task] and p["y"] == list(target))
+        rho = with_interval(pair["rho"], pair["rho_interval"])
+        ax.set_title(f"{TASKS.get(task, task)}: $\\rho$ = {rho}", fontsize=10)
+        ax.set(xlabel=f"{title(target)} ({SPACES[space]})", ylabel=f"{dataset} {task}")
+        ax.grid(alpha=0.3)
     return save(figure, out, name)
 
 
 def matrix(space, table, out):
-    from matplotlib.figure import Figure
-
     labels = list(table["scores"])
     rho = np.array([[table["matrix"][a][b] for b in labels] for a in labels])
     figure = Figure(figsize=(1.5 + 0.75 * len(labels), 1.0 + 0.65 * len(labels)), layout="constrained")
     ax = figure.subplots()
-    image = ax.imshow(rho, cmap="RdBu_r", vmin=-1, vmax=1)
+    figure.colorbar(ax.imshow(rho, cmap="RdBu_r", vmin=-1, vmax=1))
     ax.set_xticks(range(len(labels)), map(title, labels), rotation=45, ha="right")
     ax.set_yticks(range(len(labels)), map(title, labels))
-    for i, j in itertools.product(range(len(labels)), repeat=2):
-        ax.text(j, i, f"{rho[i, j]:.2f}", ha="center", va="center", color="white" if abs(rho[i, j]) > 0.6 else "black")
+    for (i, j), value in np.ndenumerate(rho):
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
     ax.set_title(f"Spearman's $\\rho$, {SPACES[space]}, n = {table['n']}", fontsize=10)
-    figure.colorbar(image)
     return save(figure, out, f"matrix_{space}")
 
 
-def curves(space, table, key, out, draw, xlabel, ylabel):
-    """A panel for each classification target, with a curve for each of the other columns."""
-    from matplotlib.figure import Figure
-
-    panels = table[key]
-    if not panels:
-        return None
+def curves(space, panels, out, name, xlabel, ylabel):
+    """A panel for each classification target, {target: {column: curve}}, a curve being (m, mean, standard deviation) of
+    random experiments or the rho of each epoch."""
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
-    for ax, (target, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        styles = dict(zip(dict.fromkeys(dataset for dataset, _ in lines), ["-", "--", ":", "-."]))
+    for ax, (target, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+        if name == "experiments":
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
+        styles = dict(zip(dict.fromkeys(dataset for dataset, _ in lines), itertools.cycle(["-", "--", ":", "-."])))
         for (dataset, task), line in lines.items():
-            style = dict(color=COLORS.get(task, "#000000"), ls=styles.get(dataset, "-"), label=f"{dataset} {task}")
-            draw(ax, line, style)
+            color = COLORS.get(task, "#000000")
+            if name == "experiments":
+                x, y, std = np.array(line).T
+                ax.fill_between(x, y - 2 * std, y + 2 * std, color=color, alpha=0.07, linewidth=0)
+            else:
+                x, y = range(1, len(line) + 1), line
+            ax.plot(x, y, marker="o", ms=4, color=color, ls=styles[dataset], label=f"{dataset} {task}")
         ax.set(xlabel=xlabel, ylabel=ylabel.format(title(target)), title=SPACES[space])
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
-    return save(figure, out, f"{key}_{space}")
-
-
-def draw_experiments(ax, curve, style):
-    m, mean, std = np.array(curve).T
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.plot(m, mean, marker="o", ms=4, **style)
-    ax.fill_between(m, mean - 2 * std, mean + 2 * std, color=style["color"], alpha=0.07, linewidth=0)
-
-
-def draw_epochs(ax, rhos, style):
-    ax.plot(range(1, len(rhos) + 1), [np.nan if r is None else r for r in rhos], marker="o", ms=4, **style)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def find_pair(table, a, b):
-    return next(pair for pair in table["pairs"] if pair["x"] == list(a) and pair["y"] == list(b))
-
-
-def analyse(space, columns, args) -> dict:
-    """Every number about a space."""
-    names, scores, runs, notes = common_table(space, columns)
-    raw = {label: values if columns[label].higher_is_better else -values for label, values in scores.items()}
-    all_params = {label: [next(iter(r.values()))["params"] for r in kept] for label, kept in runs.items()}
-    targets = [label for label in scores if label[1] == "cls"]
-    wanted = [(a, b) for b in targets for a in scores if a != b]
-    wanted += itertools.combinations([label for label in scores if label not in targets], 2)
-    pairs = []
-    for a, b in wanted:
-        params = None if None in all_params[b] else np.array(all_params[b])
-        pairs.append({"x": list(a), "y": list(b), **compare(scores[a], scores[b], params, args.bootstrap, args.seed)})
-    experiments, epochs = {}, {}
-    for target in targets:
-        experiments[target] = {label: random_experiments(scores[label], raw[target], args.seed) for label in scores}
-        found = {a: by_epoch(runs[a], 1 if columns[a].higher_is_better else -1, scores[target]) for a in scores}
-        if any(found.values()):
-            epochs[target] = {label: rhos for label, rhos in found.items() if rhos}
-    stability = {label: seed_stability(kept) for label, kept in runs.items()}
-    matrix = {a: {b: number(rank_correlation(scores[a], scores[b])) for b in scores} for a in scores}
-    return {"n": len(names), "archs": names, "scores": raw, "pairs": pairs, "notes": notes, "stability": stability,
-            "matrix": matrix, "experiments": experiments, "epochs": epochs}  # fmt: skip
+    return save(figure, out, f"{name}_{space}")
 
 
 def draw_figures(tables, out):
@@ -365,13 +322,23 @@ def draw_figures(tables, out):
             names.append(scatter(tables, a, tasks, (b, "cls"), out, name.replace("/", "_")))
     for space, table in tables.items():
         names.append(matrix(space, table, out))
-        names.append(curves(space, table, "experiments", out, draw_experiments, "architectures drawn", "{} of the best"))
-        names.append(curves(space, table, "epochs", out, draw_epochs, "training epoch", "rho with {}"))
-    return [name for name in names if name]
+        for name, *axes in CURVES:
+            names += [curves(space, table[name], out, name, *axes)] if table[name] else []
+    return names
 
 
-def with_interval(value, interval):
-    return "-" if value is None else f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def markdown(head, rows):
+    """The lines of a table; None is shown as -."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |" for line in lines] + [""]
+
+
+def with_interval(value, interval=None):
+    return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "") if np.isfinite(value) else None
 
 
 def write_report(tables, figures, args, out):
@@ -379,21 +346,17 @@ def write_report(tables, figures, args, out):
     for space, table in tables.items():
         lines += [f"## {SPACES[space]}, n = {table['n']}", ""]
         lines += [f"- {note}" for note in table["notes"]] + [""] * bool(table["notes"])
-        lines += ["| predictor | target | rho [95%] | p | tau | top-10% overlap | rho, best half | partial rho [95%] |",
-                  "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-        for p in table["pairs"]:
-            best_half = with_interval(p["rho_best_half"], None)
-            lines.append(f"| {title(p['x'])} | {title(p['y'])} | {with_interval(p['rho'], p['rho_interval'])} "
-                         f"| {p['p']:.2g} | {p['tau']:.2f} | {p['top10_overlap']:.2f} | {best_half} "
-                         f"| {with_interval(p['partial_rho'], p['partial_rho_interval'])} |")  # fmt: skip
-        stable = [
-            f"{title(a)} {with_interval(s['rho'], None)} ({s['seeds']} seeds)"
-            for a, s in table["stability"].items()
-            if s["seeds"] > 1
-        ]
+        head = ["predictor", "target", "rho [95%]", "p", "tau", "top-10% overlap", "rho, best half", "partial rho [95%]"]
+        lines += markdown(head, [
+            [title(p["x"]), title(p["y"]), with_interval(p["rho"], p["rho_interval"]), f"{p['p']:.2g}", f"{p['tau']:.2f}",
+             f"{p['top10_overlap']:.2f}", with_interval(p["rho_best_half"]),
+             with_interval(p["partial_rho"], p["partial_rho_interval"])]
+            for p in table["pairs"]
+        ])  # fmt: skip
+        stable = {a: found for a, found in table["stability"].items() if found["seeds"] > 1}
         if stable:
-            lines += ["", f"rho between two seeds of one column, the noise ceiling of a single seed: {', '.join(stable)}."]
-        lines.append("")
+            text = ", ".join(f"{title(a)} {with_interval(s['rho']) or '-'} ({s['seeds']} seeds)" for a, s in stable.items())
+            lines += [f"rho between two seeds of one column, the noise ceiling of a single seed: {text}.", ""]
     lines += [f"Score of a training: its {args.score} epoch, mean over seeds. Intervals: {args.bootstrap} bootstrap samples "
               "of architectures. Best half: by the target. Partial rho: given the number of parameters.", ""]  # fmt: skip
     lines += [f"![{name}]({name}.png)\n" for name in figures]
@@ -402,25 +365,22 @@ def write_report(tables, figures, args, out):
 
 
 def to_json(value):
-    """Plain types: label tuples become text, arrays lists."""
+    """Plain types: label tuples become text, arrays lists, NaN None."""
     if isinstance(value, dict):
         return {title(k) if isinstance(k, tuple) else k: to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, np.ndarray)):
         return [to_json(v) for v in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(args):
-    warnings.simplefilter("ignore", stats.ConstantInputWarning)  # of spearmanr within a subset; such rho are given as -
     tables = {space: analyse(space, columns, args) for space, columns in read(args.folders, args.score).items()}
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(tables, out)
     lines = write_report(tables, figures, args, out)
-    text = json.dumps(
-        to_json({"score": args.score, "bootstrap": args.bootstrap, "spaces": tables}), indent=1, allow_nan=False
-    )
-    (out / "correlations.json").write_text(text + "\n", encoding="utf-8")
+    content = to_json({"score": args.score, "bootstrap": args.bootstrap, "spaces": tables})
+    (out / "correlations.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print("\n".join(line for line in lines if not line.startswith("!")))
     print(f"{out / 'report.md'}, correlations.json and {len(figures)} figures (PNG, PDF)")
 

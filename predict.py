@@ -4,11 +4,12 @@ python predict.py runs/cityscapes_small/found_seg --data cityscapes/ --out predi
 """
 
 import argparse
-from itertools import islice
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 import data
 import errors
@@ -40,24 +41,20 @@ def main(args):
     network = model_eval.build_network(genotype, saved.width, saved.layers, saved.stem, task).eval()
     network.load_state_dict(utils.load_checkpoint(run, {})["network"])
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
-
     chosen = torch.linspace(0, len(test) - 1, min(args.images, len(test))).long()
-    palette = torch.tensor(matplotlib.colormaps["tab20"].colors)[:, :3]
+    palette = torch.tensor(colormaps["tab20"].colors)
 
     def colored(classes):  # (H, W) -> (H, W, 3), black where nothing counts
         return torch.where((classes == 255)[..., None], torch.zeros(3), palette[classes.clamp(max=19)])
 
-    figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 2.4 * len(chosen)), squeeze=False, layout="constrained")
-    seen = set()
-    for row, batch in zip(axes, islice(data.batches(test, task, 1, "cpu", chosen), len(chosen))):
+    figure, seen = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained"), set()
+    axes = figure.subplots(len(chosen), 3, squeeze=False)
+    for row, batch in zip(axes, data.batches(test, task, 1, "cpu", chosen)):
         with torch.inference_mode():
             x, _ = task.prepare(*batch, train=False)
             prediction = network(x).argmax(1)[0, :-1, :-1]  # (H, W), without the padding
         image, mask = batch[0][0].permute(1, 2, 0), batch[1][0].long()
-        seen |= set(mask.unique().tolist()) | set(prediction.unique().tolist())
+        seen.update(mask.unique().tolist(), prediction.unique().tolist())
         for ax, picture in zip(row, (image, colored(mask), colored(prediction))):
             ax.imshow(picture.numpy())
             ax.set_axis_off()

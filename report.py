@@ -15,20 +15,18 @@ import shutil
 import statistics
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 import errors
 import genotypes
 import pretext
+from correlate import markdown
 from errors import InputError
 from genotypes import read_json
 from utils import WHERE_AND_HOW, clock, write_json
 
-GROUPS = {  # what is compared, and its colour
-    "without labels": "#0072b2",
-    "with labels": "#d55e00",
-    "published": "#000000",
-    "random": "#999999",
-    "other": "#cc79a7",
-}
+GROUPS = {"without labels": "#0072b2", "with labels": "#d55e00", "published": "#000000", "random": "#999999",
+          "other": "#cc79a7"}  # what is compared, and its colour  # fmt: skip
 TARGETS = {("imagenet", "cls"): 0, ("cityscapes", "seg"): 1}  # what the paper trained for: the columns of PAPER
 PAPER = {  # {searched on: {by: (ImageNet top-1, Cityscapes mIoU)}}, with the standard deviation where it is known
     "imagenet": {"cls": ("76.3 ± 0.06", "73.6 ± 0.31"), "rot": ("75.8 ± 0.18", "73.6"), "col": ("75.7 ± 0.12", "72.2"),
@@ -63,12 +61,11 @@ def read(folders):
         return {path.parent: read_json(path) for path in paths if path.name == name}
 
     searches = {folder: entry for folder, entry in contents("genotype.json").items() if "history" in entry.get("meta", {})}
-    sweeps = {path.parent for path in paths if path.name == "sweep.json"}
+    sweeps = contents("sweep.json").keys()
     results = {folder: result for folder, result in contents("result.json").items() if not sweeps & set(folder.parents)}
     if not searches and not results:
         raise InputError(f"no genotype.json of a search and no result.json of a training below {', '.join(folders)}")
-    failed = sum(path.name == "failed.json" for path in paths)
-    return searches, results, contents("correlations.json"), failed
+    return searches, results, contents("correlations.json"), len(contents("failed.json"))
 
 
 def title(search):
@@ -107,17 +104,18 @@ def make_tables(results, searches):
             raise InputError(f"{folder}/result.json: not a result of train.py ({type(error).__name__} {error})") from None
         recipe = json.dumps({key: value for key, value in options.items() if key not in without})
         tables.setdefault(recipe, {}).setdefault((group, name), []).append(run)
-    return {recipe: make_rows(cells.values()) for recipe, cells in tables.items()}
+    for recipe, cells in tables.items():
+        rows = [merge(runs) for runs in cells.values()]
+        tables[recipe] = sorted(rows, key=lambda row: row["mean"], reverse=rows[0]["higher_is_better"])
+    return tables
 
 
-def make_rows(cells):
-    rows = []
-    for runs in cells:
-        scores, seeds, seconds = ([run[key] for run in runs] for key in ("best", "seed", "seconds"))
-        rows.append({**runs[0], "scores": scores, "seeds": seeds, "seconds": statistics.mean(seconds),
-                     "mean": statistics.mean(scores), "std": statistics.stdev(scores) if len(scores) > 1 else None,
-                     "how": sorted({run["how"] for run in runs})})  # fmt: skip
-    return sorted(rows, key=lambda row: row["mean"], reverse=rows[0]["higher_is_better"])
+def merge(runs):
+    """One row of the runs of a cell."""
+    scores, seeds, seconds = ([run[key] for run in runs] for key in ("best", "seed", "seconds"))
+    return {**runs[0], "scores": scores, "seeds": seeds, "seconds": statistics.mean(seconds),
+            "mean": statistics.mean(scores), "std": statistics.stdev(scores) if len(scores) > 1 else None,
+            "how": sorted({run["how"] for run in runs})}  # fmt: skip
 
 
 def how(run):
@@ -131,13 +129,9 @@ def how(run):
 # Text
 
 
-def plus_minus(mean, std):
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
-
-
-def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |" for line in lines] + [""]
+def plus_minus(values):
+    """Mean and, of two or more, standard deviation."""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def settings(options):
@@ -155,57 +149,54 @@ def groups_of(rows):
 
 def compare_groups(rows):
     """A row for each group: mean and standard deviation over its cells."""
-    lines = []
+    lines, best = [], max if rows[0]["higher_is_better"] else min
     for group, means in groups_of(rows).items():
         paper = [float(row["paper"].split()[0]) for row in rows if row["group"] == group and row["paper"]]
-        ours = plus_minus(statistics.mean(means), statistics.stdev(means) if len(means) > 1 else None)
-        best = (max if rows[0]["higher_is_better"] else min)(means)
-        lines.append(
-            [group, len(means), ours, f"{best:.2f}", f"{statistics.mean(paper):.1f} ({len(paper)})" if paper else None]
-        )
-    return table(["cells", "number", f"{rows[0]['metric']}, mean ± std over cells", "best", "paper (cells)"], lines)
+        paper = f"{statistics.mean(paper):.1f} ({len(paper)})" if paper else None
+        lines.append([group, len(means), plus_minus(means), f"{best(means):.2f}", paper])
+    return markdown(["cells", "number", f"{rows[0]['metric']}, mean ± std over cells", "best", "paper (cells)"], lines)
 
 
 def what_it_shows(rows):
     """What the numbers can and cannot tell, from the numbers themselves."""
-    lines = ["- One seed for each cell: how much a training varies is not known, so no two cells can be told apart."]
     variances = [row["std"] ** 2 for row in rows if row["std"] is not None]
     if variances:
         seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in rows})))
         std = math.sqrt(statistics.mean(variances))
-        lines = [
-            f"- {seeds} seeds for each cell; a training varies by {std:.2f} (standard deviation over seeds, all cells)."
-        ]
+        yield f"- {seeds} seeds for each cell; a training varies by {std:.2f} (standard deviation over seeds, all cells)."
+    else:
+        yield "- One seed for each cell: how much a training varies is not known, so no two cells can be told apart."
     groups = groups_of(rows)
-    some = [means for means in groups.values() if len(means) > 1]
-    if not some:
-        return [*lines, "- One cell in each group: how much cells vary is not known, so no two groups can be told apart."]
-    squares = sum(statistics.variance(means) * (len(means) - 1) for means in some)
-    spread = math.sqrt(squares / sum(len(means) - 1 for means in some))
-    ours = groups.pop("without labels", None)
+    freedom = sum(len(means) - 1 for means in groups.values())
+    if not freedom:
+        yield "- One cell in each group: how much cells vary is not known, so no two groups can be told apart."
+        return
+    squares = sum(statistics.pvariance(means) * len(means) for means in groups.values())
+    ours = groups.pop("without labels", [])
     for group, theirs in groups.items() if ours else ():
         difference = statistics.mean(ours) - statistics.mean(theirs)
-        error = 2 * spread * math.sqrt(1 / len(ours) + 1 / len(theirs))
+        error = 2 * math.sqrt(squares / freedom * (1 / len(ours) + 1 / len(theirs)))
         verdict = "more than" if abs(difference) > error else "less than"
-        lines.append(f"- Searched without labels against {group}: {difference:+.2f} on average, {verdict} two standard "
-                     f"errors ({error:.2f}) by how much the cells of one group vary.")  # fmt: skip
-    return lines
+        yield (f"- Searched without labels against {group}: {difference:+.2f} on average, {verdict} two standard errors "
+               f"({error:.2f}) by how much the cells of one group vary.")  # fmt: skip
 
 
 def what_searches_show(searches):
     entropy = [e for search in searches.values() for e in search["meta"]["history"][-1]["entropy"]]
     objectives = [(search["meta"]["dataset"], search["meta"]["task"]) for search in searches.values()]
-    lines = [f"- Entropy of the alphas at the end: {min(entropy):.3f} to {max(entropy):.3f} (1: all operations alike, 0: "
-             "decided)."]  # fmt: skip
+    text = ""
     if min(entropy) > UNDECIDED:
-        lines[0] += " The searches have hardly decided: their cells are little more than random ones."
+        text = " The searches have hardly decided: their cells are little more than random ones."
     elif max(entropy) > UNDECIDED:
-        lines[0] += f" Cells with more than {UNDECIDED} are little more than random ones."
+        text = f" Cells with more than {UNDECIDED} are little more than random ones."
+    yield (f"- Entropy of the alphas at the end: {min(entropy):.3f} to {max(entropy):.3f} (1: all operations alike, 0: "
+           f"decided).{text}")  # fmt: skip
     if len(set(objectives)) == len(objectives):
-        lines.append("- One search for each objective: its luck is part of every difference between objectives, and no "
-                     "standard deviation here holds it.")  # fmt: skip
+        yield ("- One search for each objective: its luck is part of every difference between objectives, and no standard "
+               "deviation here holds it.")  # fmt: skip
     unfinished = [title(s) for s in searches.values() if s["meta"]["epoch"] < s["meta"]["epochs"]]
-    return lines + [f"- Not finished yet: {', '.join(unfinished)}."] * bool(unfinished)
+    if unfinished:
+        yield f"- Not finished yet: {', '.join(unfinished)}."
 
 
 def correlation_lines(spaces):
@@ -223,7 +214,7 @@ def correlation_lines(spaces):
             wide += interval is None or interval[0] <= 0 <= interval[1]
             interval = interval and "[{:.2f}, {:.2f}]".format(*interval)
             rows.append([space, f"{source} {task}", f"{target} cls", pair["n"], f"{pair['rho']:.2f}", interval, paper])
-    lines = table(["space", "predictor", "target", "n", "Spearman's rho", "95% interval", "paper"], rows)
+    lines = markdown(["space", "predictor", "target", "n", "Spearman's rho", "95% interval", "paper"], rows)
     n = " and ".join(f"{part['n']} architectures of {space}" for space, part in spaces.items())
     return [*lines, f"- {n}; {wide} of {len(rows)} intervals hold 0: these cannot be told from no correlation."]
 
@@ -234,8 +225,6 @@ def correlation_lines(spaces):
 
 def draw_accuracies(rows, path):
     """A line for each cell: every seed, the mean, and the paper's number."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(rows)), layout="constrained")
     ax = figure.subplots()
     for y, row in enumerate(rows):
@@ -268,8 +257,8 @@ def main(args):
         draw_accuracies(rows, out / name)
         head = ["cells", "cell", f"{first['metric']}, best epoch", "seeds", "params, M", "MACs, M", "width", "search",
                 "training", "paper"]  # fmt: skip
-        lines += table(head, [
-            [r["group"], r["cell"], plus_minus(r["mean"], r["std"]), len(r["seeds"]), f"{r['params'] / 1e6:.3f}",
+        lines += markdown(head, [
+            [r["group"], r["cell"], plus_minus(r["scores"]), len(r["seeds"]), f"{r['params'] / 1e6:.3f}",
              f"{r['macs'] / 1e6:.1f}", r["width"], r["search_seconds"] and clock(r["search_seconds"]), clock(r["seconds"]),
              r["paper"]]
             for r in rows

@@ -19,7 +19,7 @@ import os
 import random
 import time
 import traceback
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,8 +38,8 @@ NASBENCH_CELLS = 423_624
 
 def parse_args(argv=None):
     """The arguments of the sweep; `train_argv` are those for train.py."""
-    epilog = "All other options are those of train.py."
-    parser = argparse.ArgumentParser(description="Draw architectures and train each on each task.", epilog=epilog)
+    what = "Draw architectures and train each on each task. All other options are those of train.py."
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from")
     # torchrun of Python 3.11 and older takes --n for a short form of its own options, -n not
     parser.add_argument("-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many to draw")
@@ -122,9 +122,7 @@ def darts_costs():
                            head=lambda C: pretext.PooledHead(C, 10))  # fmt: skip
 
     def cost(genotype):
-        def build():
-            return model_eval.Network(genotype, 16, 20, "cifar", task)
-
+        build = partial(model_eval.Network, genotype, 16, 20, "cifar", task)
         with torch.device("meta"):
             params = utils.count_params(build())
         return params, utils.count_macs(build, task)
@@ -133,9 +131,8 @@ def darts_costs():
     base = cost(nothing)
     added = {}
     for cell, op, stride in itertools.product(("normal", "reduce"), PRIMITIVES, (1, 2)):
-        pairs = [*nothing.normal[:-1], (op, 0 if stride == 2 else 2)]
         if cell == "reduce" or stride == 1:
-            total = cost(nothing._replace(**{cell: pairs}))
+            total = cost(nothing._replace(**{cell: [*nothing.normal[:-1], (op, 0 if stride == 2 else 2)]}))
             added[cell, op, stride] = tuple(a - b for a, b in zip(total, base))
     return base, added
 
@@ -173,26 +170,20 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
 # The state of a sweep is in its folders: result.json of a finished training, failed.json of one that raised
 
 
-def jobs_of(ids, tasks, seeds):
-    """(id, task, seed) of every training. One seed after the other, so that early results cover all architectures."""
-    return [(i, task, seed) for seed in seeds for i in ids for task in tasks]
+def jobs_of(out, ids, tasks, seeds) -> dict:
+    """{folder: (id, task, seed)} of every training. One seed after the other, so that early results cover all cells."""
+    return {out / task / f"{i}_s{seed}": (i, task, seed) for seed in seeds for i in ids for task in tasks}
 
 
-def folder_of(out, job):
-    arch, task, seed = job
-    return out / task / f"{arch}_s{seed}"
+def written(name, jobs):
+    """The files of that name of these jobs."""
+    return [folder / name for folder in jobs if (folder / name).exists()]
 
 
-def status(out, jobs) -> str:
-    times, failed = [], 0
-    for job in jobs:
-        folder = folder_of(out, job)
-        try:
-            times.append((folder / "result.json").stat().st_mtime)
-        except FileNotFoundError:
-            failed += (folder / "failed.json").exists()
-    left = len(jobs) - len(times) - failed
-    text = f"{len(times)} done, {failed} failed, {left} left of {len(jobs)}"
+def status(jobs) -> str:
+    times, failed = [path.stat().st_mtime for path in written("result.json", jobs)], written("failed.json", jobs)
+    left = len(jobs) - len(times) - len(failed)
+    text = f"{len(times)} done, {len(failed)} failed, {left} left of {len(jobs)}"
     last = sorted(times)[-20:]  # the pace of the last 20, of all processes together
     if len(last) > 1 and last[-1] > last[0]:
         rate = (len(last) - 1) / (last[-1] - last[0])
@@ -201,30 +192,13 @@ def status(out, jobs) -> str:
 
 
 def show_status(out):
-    sweep = genotypes.read_json(out / "sweep.json")
-    jobs = jobs_of(list(genotypes.load_archs(out / "archs.json")), sweep["tasks"], sweep["seeds"])
-    print(f"{out}: {status(out, jobs)}")
+    archs, sweep = genotypes.load_archs(out / "archs.json"), genotypes.read_json(out / "sweep.json")
+    jobs = jobs_of(out, archs, sweep["tasks"], sweep["seeds"])
+    print(f"{out}: {status(jobs)}")
     for task in sweep["tasks"]:
-        print(f"  {task}: {status(out, [job for job in jobs if job[1] == task])}")
-    for job in jobs:
-        path = folder_of(out, job) / "failed.json"
-        if path.exists():
-            print(f"  failed: {path.parent}: {genotypes.read_json(path)['error']}")
-
-
-@contextlib.contextmanager
-def lock(path):
-    """Whether this process got the lock; the system frees it when a process ends, however it ends."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+        print(f"  {task}: {status(jobs_of(out, archs, [task], sweep['seeds']))}")
+    for path in written("failed.json", jobs):
+        print(f"  failed: {path.parent}: {genotypes.read_json(path)['error']}")
 
 
 def job_numbers(n):
@@ -256,7 +230,6 @@ def run_job(args, folder, load):
             utils.write_json(folder / "failed.json", {"error": text, "traceback": trace})
             return text
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # thousands of them would fill a disk
-    return None
 
 
 def main(args):
@@ -271,8 +244,8 @@ def main(args):
 
     # --- settings: those of train.py, once for all trainings
     def training(arch, task, seed, out):
-        own = ["--recipe", "sample", *args.train_argv]
-        return train.parse_args(["--arch", arch, *own, "--task", task, "--seed", str(seed), "--out", str(out), "--resume"])
+        return train.parse_args(["--recipe", "sample", *args.train_argv, "--arch", arch, "--task", task, "--seed", str(seed),
+                                 "--out", str(out), "--resume"])  # fmt: skip
 
     example, *_ = [training("", task, args.seeds[0], "") for task in args.tasks]  # an unknown task ends here
     out = Path(args.out or f"runs/sample_{args.space}_{example.dataset}")
@@ -283,10 +256,8 @@ def main(args):
     utils.open_device(device)  # what is wrong with it ends here
 
     # --- architectures
-    if args.archs:
-        archs = genotypes.load_archs(args.archs)
-    else:
-        archs = draw(args.space, args.n, args.draw_seed, args.params, args.macs)
+    drawing = args.space, args.n, args.draw_seed, args.params, args.macs
+    archs = genotypes.load_archs(args.archs) if args.archs else draw(*drawing)
     path = out / "archs.json"
     if path.exists() and genotypes.load_archs(path) != archs:
         raise InputError(f"{path} holds other architectures than these; choose another --out")
@@ -312,27 +283,30 @@ def main(args):
     for key, values in (("tasks", args.tasks), ("seeds", args.seeds)):
         sweep[key] += [value for value in values if value not in sweep[key]]
     utils.write_json(path, sweep)
-    jobs = jobs_of(list(archs), args.tasks, args.seeds)
-    mine = jobs[args.shard[0] :: args.shard[1]]
-    print(status(out, jobs), flush=True)
+    jobs = jobs_of(out, archs, args.tasks, args.seeds)
+    mine = list(jobs.items())[args.shard[0] :: args.shard[1]]
+    print(status(jobs), flush=True)
 
     # --- loop
     for k in job_numbers(len(mine)):
-        arch, task, seed = job = mine[k]
-        folder = folder_of(out, job)
+        folder, (arch, task, seed) = mine[k]
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / "lock") as free:
+        with open(folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when a process ends, however it ends
+            except BlockingIOError:
+                continue
             failed_before = (folder / "failed.json").exists() and not args.retry_failed
-            if not free or failed_before or (folder / "result.json").exists():
+            if failed_before or (folder / "result.json").exists():
                 continue
             job_args = training(f"{out / 'archs.json'}:{arch}", task, seed, folder)
             job_args.device = device
             start = time.time()
             error = run_job(job_args, folder, load)
-        print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(out, jobs)}]", flush=True)
-    failed = sum((folder_of(out, job) / "failed.json").exists() for job in jobs)
+        print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(jobs)}]", flush=True)
+    failed = written("failed.json", jobs)
     if failed:
-        print(f"{failed} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again")
+        print(f"{len(failed)} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import plain_tasks
 import pytest
 import torch
 
@@ -106,6 +107,21 @@ def test_colorization():
         lightness, a, b = direct_lab(images.images[k, i, j].tolist())
         assert y[k, i, j] == ((bins - (a, b)) ** 2).sum(1).argmin()
         assert x[k, 0, i, j].item() == pytest.approx((lightness / 100 - mean) / std, abs=1e-4)
+
+
+def test_plain_tasks_of_the_benchmark_compute_the_same():
+    images = random_set(2)
+    x, y = make_task("col", images).prepare(*batch_of(images), train=False)
+    turned = [make_task("rot", images).prepare(pixels, None, torch.arange(2), train=False)[0].unflatten(0, (2, 4))
+              for pixels in (images.images.permute(0, 3, 1, 2), images.images.permute(0, 3, 1, 2).flip(3))]  # fmt: skip
+    tiles, _ = make_task("jig", images).prepare(*batch_of(images), train=False)
+    for k, image in enumerate(images.images.numpy()):
+        lightness, bins = plain_tasks.plain_col(image)
+        assert np.corrcoef(lightness.ravel(), x[k].ravel())[0, 1] > 0.9999 and (bins == y[k].numpy()).all()
+        rotated, targets = plain_tasks.plain_rot(image)
+        assert targets.tolist() == [0, 1, 2, 3] and any(np.allclose(rotated, t[k], atol=1e-5) for t in turned)
+        shuffled, target = plain_tasks.plain_jig(image)
+        assert shuffled.shape == tiles.unflatten(0, (2, 4))[k].shape and 0 <= target < 24
 
 
 def test_permutations():

@@ -21,6 +21,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import errors
 from errors import InputError
 
@@ -170,25 +172,16 @@ def parse_nasbench(entry, where: str) -> NASBenchCell:
         raise InputError(f"{where}: no path leads from input to output")
     edges = sum(map(sum, cell.matrix))
     if len(cell.ops) > MAX_VERTICES or edges > MAX_EDGES:
-        raise InputError(f"{where}: {len(cell.ops)} vertices and {edges} edges; NAS-Bench-101 has at most {MAX_VERTICES} "
-                         f"and {MAX_EDGES}")  # fmt: skip
+        raise InputError(f"{where}: {len(cell.ops)} vertices and {edges} edges; at most {MAX_VERTICES} and {MAX_EDGES} fit")
     return cell
 
 
 def prune(cell: NASBenchCell) -> NASBenchCell | None:
     """Without the vertices that are on no path from input to output; None if there is no path."""
-    matrix, V = cell.matrix, len(cell.ops)
-    from_input, to_output = {0}, {V - 1}
-    for v in range(V):
-        if v in from_input:
-            from_input |= {j for j in range(V) if matrix[v][j]}
-    for v in reversed(range(V)):
-        if v in to_output:
-            to_output |= {i for i in range(V) if matrix[i][v]}
-    keep = sorted(from_input & to_output)
-    if V - 1 not in from_input:
-        return None
-    return NASBenchCell([[matrix[i][j] for j in keep] for i in keep], [cell.ops[v] for v in keep])
+    matrix, V = np.array(cell.matrix), len(cell.ops)
+    reaches = np.linalg.matrix_power(np.eye(V, dtype=bool) | (matrix > 0), V)  # [i, j]: whether a path leads from i to j
+    keep = np.flatnonzero(reaches[0] & reaches[:, -1])
+    return NASBenchCell(matrix[np.ix_(keep, keep)].tolist(), [cell.ops[v] for v in keep]) if len(keep) else None
 
 
 def nasbench_hash(cell: NASBenchCell) -> str:

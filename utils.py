@@ -450,4 +450,4 @@ def numbers(values):
 
 
 def clock(seconds):
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")  # 0:05, 10:05, 1:10:05

@@ -302,8 +302,7 @@ def read_cifar10(path, size, limit, download):
         hint = "" if download else "; --download fetches it"
         raise InputError(f"no CIFAR-10 (cifar-10-batches-py/) in {path}{hint}") from None
     except OSError as error:  # URLError is one
-        raise InputError(f"could not download CIFAR-10 to {path} ({error}); without internet put "
-                         "cifar-10-python.tar.gz there") from None  # fmt: skip
+        raise InputError(f"no download of CIFAR-10 ({error}); cifar-10-python.tar.gz in {path} will do, too") from None
     for source in sources:
         data = ImageSet(torch.from_numpy(source.data), torch.tensor(source.targets), source.classes)
         data.mean, data.std = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)

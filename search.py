@@ -52,8 +52,7 @@ def settings(dataset, task):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Search a cell with DARTS, with or without labels.")
     parser.add_argument("--task", choices=list(pretext.TASKS), default="rot", help="cls needs labels, seg masks")
-    group = parser.add_argument_group("data")
-    data.add_arguments(group)
+    data.add_arguments(parser.add_argument_group("data"))
     group = parser.add_argument_group("model (default: the table at the top of this script)")
     group.add_argument("--width", type=errors.even, help="channels of the first cells")
     group.add_argument("--layers", type=at_least(1, int), help="number of cells")

@@ -1,6 +1,6 @@
 """Draw what a trained segmentation network makes of a few evaluation images, beside the image and its mask.
 
-python predict.py runs/cityscapes_small/found_seg --data cityscapes/ --out predictions.png
+python predict.py runs/cityscapes_small/train_seg_darts_v2_s0 --data cityscapes/ --out predictions.png
 """
 
 import argparse

@@ -103,7 +103,9 @@ def parse_args(argv=None):
     group.add_argument("--cutout", type=at_least(0, int), metavar="PIXELS", help="side of a square that is zeroed; 0: none")
     group.add_argument("--precise_bn", type=at_least(0, int), nargs="?", const=1024, metavar="IMAGES",
                        help="re-estimate BN statistics on about so many images (1024) before each evaluation")  # fmt: skip
-    utils.add_run_arguments(parser.add_argument_group("run"))
+    group = parser.add_argument_group("run")
+    utils.add_run_arguments(group)
+    group.add_argument("--compile", action="store_true", help="by torch.compile: some minutes at the start, faster steps")
     return parser.parse_args(argv)
 
 
@@ -121,6 +123,8 @@ def main(args, load=data.load):
     utils.check_batch_size(args.batch_size, args.accumulate)
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
+    if args.drop_path and args.compile:
+        raise InputError(f"--compile: with --drop_path {args.drop_path}, which grows, each epoch would compile anew")
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
@@ -167,6 +171,8 @@ def main(args, load=data.load):
         utils.check_identity(out / "result.json", result.get("identity", {}), identity)
         print(f"finished: {out / 'result.json'}")
         return result
+    if args.compile:
+        network.compile()  # in place: the weights keep their names
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
     state = utils.resume(args, out, device, identity, parts)
     epochs_done, steps_done, seconds, history, meters = (state[name] for name in utils.PROGRESS)

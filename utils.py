@@ -409,7 +409,7 @@ def open_run(args, default_name):
 
 
 WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic",
-                 "accumulate", "save_every"}  # fmt: skip
+                 "accumulate", "save_every", "compile"}  # fmt: skip
 
 
 def identity_of(args, **more):

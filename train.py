@@ -97,7 +97,9 @@ def parse_args(argv=None):
     group.add_argument("--label_smoothing", type=at_least(0, below=1), help="probability spread over all classes")
     group.add_argument("--cutout", type=at_least(0, int), metavar="PIXELS", help="side of a square that is zeroed; 0: none")
     group.add_argument("--precise_bn", type=at_least(0, int), metavar="IMAGES", help="re-estimate BN on so many; 0: do not")
-    utils.add_run_arguments(parser.add_argument_group("run"))
+    group = parser.add_argument_group("run")
+    utils.add_run_arguments(group)
+    group.add_argument("--compile", action="store_true", help="by torch.compile: some minutes at the start, faster steps")
     return parser.parse_args(argv)
 
 
@@ -115,6 +117,8 @@ def main(args, load=data.load):
     utils.check_batch_size(args.batch_size, args.accumulate)
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
+    if args.drop_path and args.compile:
+        raise InputError(f"--compile: with --drop_path {args.drop_path}, which grows, each epoch would compile anew")
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
@@ -161,6 +165,8 @@ def main(args, load=data.load):
         utils.check_identity(out / "result.json", result.get("identity", {}), identity)
         print(f"finished: {out / 'result.json'}")
         return result
+    if args.compile:
+        network.compile()  # in place: the weights keep their names
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
     state = utils.resume(args, out, device, identity, parts)
     epochs_done, steps_done, seconds, history, meters = (state[name] for name in utils.PROGRESS)

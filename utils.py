@@ -380,7 +380,8 @@ def open_run(args, default_name):
     return out
 
 
-WHERE_AND_HOW = set("arch out resume device print_every data download workers deterministic accumulate save_every".split())
+WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic",
+                 "accumulate", "save_every", "compile"}  # fmt: skip
 
 
 def identity_of(args, **more):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -388,6 +389,17 @@ def test_mixed_precision(tmp_path, amp):
             scaler = torch.load(out / "checkpoint.pt", weights_only=True)["scaler"]
             assert ("scale" in scaler) == ("fp16" in precision)
         assert first[name, 0] != first[name, 2] and first[name, 2] == pytest.approx(first[name, 0], rel=0.01)
+
+
+def test_compiled_training_is_the_plain_one(tmp_path, monkeypatch):
+    """With the tracer of torch.compile alone, as its compiler takes minutes."""
+    compiled = partial(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self))
+    few = ["--layers", 1, "--limit", 30, "--epochs", 1]
+    plain, traced = (run_train(*few, *more, "--out", tmp_path / str(len(more))) for more in ([], ["--compile"]))
+    assert traced["epochs"][0]["train_loss"] == pytest.approx(plain["epochs"][0]["train_loss"], rel=1e-5)
+    names = [torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["network"].keys() for out in "01"]
+    assert names[0] == names[1]
 
 
 def test_width_within_a_budget(tmp_path):

@@ -34,7 +34,7 @@ def add_run_arguments(group):
     group.add_argument("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, data and the halves of a search")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
     group.add_argument("--workers", type=at_least(0, int), metavar="N",
-                       help="processes that decode images, of each rank (default: as many as its cores, at most 8)")  # fmt: skip
+                       help="processes that decode images, of each rank (default: its cores, at most 8)")  # fmt: skip
     group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")
     group.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 with scaled losses, for older GPUs")
     group.add_argument("--sync_bn", action="store_true", help="BN statistics over the images of all ranks (GPUs only)")

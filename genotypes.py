@@ -343,6 +343,9 @@ def draw(genotype: Genotype, path, title: str = ""):
         raise InputError(f"cannot draw to {path}: {error}") from None
 
 
+LINES = [("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P")]
+
+
 def draw_history(histories: dict, path):
     """How searches went, {name: meta.history of its genotype.json}: a row for each cell, by epoch the entropy of the alphas
     and the numbers of skip connections and convolutions of the cell that would be derived."""
@@ -354,7 +357,8 @@ def draw_history(histories: dict, path):
     for row, cell in enumerate(("normal", "reduction")):
         for ax, (key, title) in zip(axes[row], columns.items()):
             for k, (name, history) in enumerate(histories.items()):
-                style = dict(color=f"C{k % 10}", marker="os^DvP"[k % 6], ms=5, label=name)
+                color, marker = LINES[k % len(LINES)]
+                style = dict(color=color, marker=marker, ms=5, ls=["-", "--"][k // len(LINES) % 2], label=name)
                 apart = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)  # equal counts side by side
                 ax.plot([line["epoch"] for line in history], [line[key][row] + apart for line in history], **style)
             ax.set_title(f"{cell} cell: {title}", fontsize=10)
@@ -363,7 +367,9 @@ def draw_history(histories: dict, path):
             ax.ticklabel_format(useOffset=False)
             if key != "entropy":
                 ax.set_ylim(-0.6, 8.6)
-    figure.supxlabel("epoch of the search", fontsize=10)
+    for ax in axes[1]:
+        ax.set_xlabel("epoch of the search")
+    axes[0, 0].set_ylim(top=1.0 + 0.05 * (1.0 - axes[0, 0].get_ylim()[0]))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=150)
 

@@ -28,7 +28,7 @@ from errors import InputError, at_least
 # The settings of a data set; options on the command line take precedence. shapes: for two minutes on two CPU cores. cifar10,
 # and any data set that is not here: those of DARTS for CIFAR-10. The others: the paper's.
 DEFAULTS = {
-    "shapes": dict(limit=640, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
+    "shapes": dict(limit=480, width=8, layers=3, epochs=2, batch_size=16, lr=0.05, alpha_lr=1e-2),
     "cifar10": dict(epochs=50, batch_size=64, lr=0.025, alpha_lr=3e-4),
     "imagenet": dict(size=224, epochs=2, alpha_start=1, batch_size=64, lr=0.1, alpha_lr=3e-4, weight_decay=3e-5),
     "imagenet22k": dict(size=224, epochs=1, batch_size=256, lr=0.4, alpha_lr=1.2e-3, weight_decay=3e-5, save_every=2000),

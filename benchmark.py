@@ -301,8 +301,9 @@ def index(args):
 def processes(args):
     """A search, and a sweep of small trainings, by one process on one core, by one on all cores and by two on half each."""
     shapes = ["--device", "cpu", "--limit"]
-    search = ["search.py", *shapes, "192" if args.quick else "384", "--task", "cls", "--width", "16", "--layers", "8",
-              "--epochs", "1", "--print_every", "1"]  # fmt: skip
+    width, layers = ("8", "4") if args.quick else ("16", "8")
+    search = ["search.py", *shapes, "384", "--task", "cls", "--width", width, "--layers", layers, "--epochs", "1",
+              "--print_every", "1"]  # fmt: skip
     sweep = ["sample.py", *shapes, "640", "--space", "darts", "-n", "5", "--tasks", "cls", "rot", "--epochs", "2"]
     for command, what, target in ((search, "an image of a search", ">= 1.6x"), (sweep, "a training of a sweep", "")):
         ms = []
@@ -332,7 +333,7 @@ def parse_args(argv=None):
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
     args = parser.parse_args(argv)
-    args.turns, args.threads = 3 if args.quick else 7, torch.get_num_threads()
+    args.turns, args.threads = 2 if args.quick else 7, torch.get_num_threads()
     return args
 
 

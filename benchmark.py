@@ -150,19 +150,21 @@ def supernet(args):
         if DEVICE.type == "cuda":
             case = case | {"batch": 64}
         name = "{stem} stem, {size} px, batch {batch}, width {width}, {layers} cells".format(**case)
-        for dtype in (torch.float32,) if args.quick else (torch.float64, torch.float32):
-            torch.set_default_dtype(dtype)
-            ours, plain = search_steps(**case)
-            _, again = search_steps(**case, plain_layout=torch.channels_last)  # differs from plain by rounding alone
-            losses = [torch.stack([side() for side in (ours, plain, again)]) for _ in range(1 if args.quick else 5)]
-            difference, rounding = ([(step[k] - step[1]).abs().max().item() for step in losses] for k in (0, 2))
-            what = f"losses of {len(losses)} steps, {name}, {dtype}: largest difference; of plain in another memory format"
-            yield row(what, "<= 1e-4", max(difference), max(rounding), "")
-        yield row(f"search step, {name}", target, *take_turns(args.turns, ours, plain, warmup=1))
-        if DEVICE.type == "cpu" and not args.quick:
+        yield row(f"search step, {name}", target, *take_turns(args.turns, *search_steps(**case), warmup=1))
+        if args.quick:
+            continue
+        if DEVICE.type == "cpu":
             with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
                 peaks = [pool.submit(peak_of, side, case).result() for side in (0, 1)]
             yield row(f"peak memory of that step; target: ours <= 0.7 of plain = {1 / 0.7:.2f}x", ">= 1.43x", *peaks, "MiB")
+        for dtype in (torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            ours, plain = search_steps(**case)
+            _, again = search_steps(**case, plain_layout=torch.channels_last)  # differs from plain by rounding alone
+            losses = [torch.stack([side() for side in (ours, plain, again)]) for _ in range(5)]
+            difference, rounding = (max((step[k] - step[1]).abs().max().item() for step in losses) for k in (0, 2))
+            what = f"losses of five of them, {dtype}: largest difference; of plain in another memory format"
+            yield row(what, "<= 1e-4", difference, rounding, "")
 
 
 def growth(args):
@@ -172,7 +174,7 @@ def growth(args):
         ms = []
         for factor in (1, 2) if args.quick else (1, 2, 4):
             step, _ = search_steps(**base | {name: factor * base[name]})
-            ms.append(statistics.median(take_turns(args.turns, step)[0]))
+            ms.append(statistics.median(take_turns(args.turns, step, warmup=1)[0]))
         times = ", ".join(f"{t / ms[0]:.2f}" for t in ms)
         yield row(f"search step, {name} {base[name]}; with 1, 2, 4 times that: {times}", f"<= 1, {work}, {work**2}", ms[0])
 
@@ -246,7 +248,7 @@ def training(args):
     loading, computing = map(statistics.median, take_turns(6, lambda: task.prepare(*next(batches), train=True), step))
     yield row("data and pretext task, share of a training step", "<= 3%", 100 * loading / (loading + computing), unit="%")
     for amp in ("bf16", "fp16") if DEVICE.type == "cuda" else ("bf16",):
-        ours, plain, n = training_step(task, x, y, amp=amp), training_step(task, x, y), 5 if args.quick else 20
+        ours, plain, n = training_step(task, x, y, amp=amp), training_step(task, x, y), 2 if args.quick else 20
         last = [[side() for _ in range(n)][-1] for side in (ours, plain)]
         what = "--amp {}: after {} steps on a batch the loss is {:.4f}, in fp32 {:.4f}; a step".format(amp, n, *last)
         yield timed(what, "", args.turns, ours, plain)
@@ -301,13 +303,13 @@ def index(args):
 def processes(args):
     """A search, and a sweep of small trainings, by one process on one core, by one on all cores and by two on half each."""
     shapes = ["--device", "cpu", "--limit"]
-    width, layers = ("8", "4") if args.quick else ("16", "8")
-    search = ["search.py", *shapes, "384", "--task", "cls", "--width", width, "--layers", layers, "--epochs", "1",
+    images, width, layers = ("192", "8", "4") if args.quick else ("384", "16", "8")
+    search = ["search.py", *shapes, images, "--task", "cls", "--width", width, "--layers", layers, "--epochs", "1",
               "--print_every", "1"]  # fmt: skip
     sweep = ["sample.py", *shapes, "640", "--space", "darts", "-n", "5", "--tasks", "cls", "rot", "--epochs", "2"]
     for command, what, target in ((search, "an image of a search", ">= 1.6x"), (sweep, "a training of a sweep", "")):
         ms = []
-        for n, threads in ((1, 1), (1, args.threads), (2, max(1, args.threads // 2))):
+        for n, threads in ((1, 1), (2, max(1, args.threads // 2)), (1, args.threads))[: 2 if args.quick else 3]:
             with tempfile.TemporaryDirectory() as out:
                 launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
                 subprocess.run([*launch, *command, "--out", out], check=True, capture_output=True, cwd=HERE,
@@ -318,10 +320,10 @@ def processes(args):
                 else:  # between the ends of trainings, as what comes before the first is the same for one and many
                     ends = sorted(path.stat().st_mtime for path in Path(out).rglob("result.json"))
                     ms.append(1e3 * (ends[-1] - ends[n - 1]) / (len(ends) - n))
-        yield row(f"{what}, two processes on half the cores each; one on one core", target, ms[2], ms[0])
-        yield row(f"{what}, two processes on half the cores each; one on all", "", ms[2], ms[1])
+        yield row(f"{what}, two processes on half the cores each; one on one core", target, ms[1], ms[0])
         if args.quick:
             return
+        yield row(f"{what}, two processes on half the cores each; one on all", "", ms[1], ms[2])
 
 
 PARTS = {part.__name__: part for part in (tasks, training, photos, index, supernet, processes, growth)}

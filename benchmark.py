@@ -5,7 +5,7 @@ ratio of the medians and the smallest and largest ratio of a turn. The plain sid
 supernet edge by edge in the default memory format, with all gradients in both steps; pretext tasks sample by sample in
 numpy and scipy; photos through torchvision's ImageFolder.
 
-    python benchmark.py                                          # some 15 minutes on two idle cores
+    python benchmark.py                                          # some 25 minutes on two idle cores
     python benchmark.py --quick                                  # fewer turns, less of the rest: two minutes
     python benchmark.py --only supernet --json results/speed.json
 """

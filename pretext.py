@@ -3,9 +3,8 @@ puzzles (jig).
 
 A task owns all that depends on it: the network's input, the number of classes, head, loss and metric. `prepare` turns a
 batch of uint8 images into network inputs and targets, on the batch's device and for the whole batch at once. Its tensors
-lie in memory as (B, C, H, W): loops over three channels innermost are slow on a CPU. Sec. 3.2 of the paper;
-where its text is silent we follow the official code, but evaluation draws nothing at random, so that it gives the same
-number every time.
+lie in memory as (B, C, H, W): loops over three channels innermost are slow on a CPU. Sec. 3.2 of the paper; where its text
+is silent we follow the official code, but evaluation draws nothing at random, so that it gives the same number every time.
 """
 
 import itertools
@@ -198,7 +197,7 @@ class Rotation(Task):
 
     def prepare(self, images, labels, index, train):
         x = self.augmented(images, train)
-        t = x.transpose(2, 3).contiguous()
+        t = x.transpose(2, 3).contiguous()  # one copy for both quarter turns, faster than torch.rot90 twice
         x = torch.stack([x, t.flip(2), x.flip(2, 3), t.flip(3)], 1)  # (B, 4, 3, H, W), counter-clockwise
         targets = torch.arange(4, device=x.device).repeat(len(x))  # (B*4,)
         return x.flatten(0, 1), targets  # (B*4, 3, H, W)

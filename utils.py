@@ -19,11 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from errors import InputError, at_least
 
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError:
-    SummaryWriter = None
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line and set-up
 
@@ -412,6 +407,10 @@ class Log:
         replace_file(self.path, lambda file: file.write("".join(lines).encode()))
         if Log.events:  # of the training before in a sweep
             Log.events.close()
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds and --help needs none
+        except ImportError:
+            SummaryWriter = None
         Log.events = None if rank() or not SummaryWriter else SummaryWriter(out, purge_step=epochs_done + 1)
 
     def write(self, **values):

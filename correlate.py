@@ -19,25 +19,50 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-import errors
-from errors import InputError, at_least
-from genotypes import nasbench_hash, parse_nasbench, read_json
+import cli
+from cli import InputError, at_least, markdown_table, read_json
+from genotypes import nasbench_hash, parse_nasbench
 
 SPACES = {"darts": "DARTS", "nasbench101": "NAS-Bench-101"}
 SPACE_FOLDERS = {"darts": "darts", "nas_bench": "nasbench101"}  # of the public release
 TASKS = {"cls": "classification", "rot": "rotation", "col": "colorization", "jig": "jigsaw"}
 COLORS = {"rot": "#1b9e77", "col": "#d95f02", "jig": "#7570b3", "cls": "#555555"}
-CURVES = [("experiments", "architectures drawn", "{} of the best"), ("epochs", "training epoch", "rho with {}")]
+CURVES = [
+    ("experiments", "architectures drawn", "{} of the best"),
+    ("epochs", "training epoch", "rho with {}"),
+]
 FEWEST = 3
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Rank correlations between tasks and data sets, with figures.")
-    parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="results below it, of the data set NAME")
-    parser.add_argument("--out", metavar="DIR", default="runs/correlation", help="where to write (default: %(default)s)")
-    parser.add_argument("--score", choices=["best", "final"], default="best", help="the epoch that counts (default: best)")
-    parser.add_argument("--bootstrap", type=at_least(100, int), default=2000, metavar="N", help="samples for the intervals")
-    parser.add_argument("--seed", type=at_least(0, int), default=0, help="of bootstrap and random experiments")
+    parser = argparse.ArgumentParser(
+        description="Rank correlations between tasks and data sets, with figures."
+    )
+    parser.add_argument(
+        "folders", nargs="+", metavar="[NAME=]FOLDER", help="results below it, of the data set NAME"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/correlation",
+        help="where to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        choices=["best", "final"],
+        default="best",
+        help="the epoch that counts (default: best)",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=at_least(100, int),
+        default=2000,
+        metavar="N",
+        help="samples for the intervals",
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0, int), default=0, help="of bootstrap and random experiments"
+    )
     return parser.parse_args(argv)
 
 
@@ -50,10 +75,19 @@ def read_result(path, score):
     """(space, data set, task, architecture, seed, settings, run) of a result of train.py"""
     result = read_json(path)
     genotype, space = result["genotype"], result.get("space", "darts")
-    key = json.dumps(genotype) if space == "darts" else nasbench_hash(parse_nasbench(genotype, path))
-    settings = {k: v for k, v in result["identity"].items() if k not in ("seed", "genotype", "split")}
-    run = {"name": result["arch"], "score": result[score], "sign": 1 if result["higher_is_better"] else -1,
-           "epochs": [epoch[result["metric"]] for epoch in result["epochs"]], "params": result["params"]}  # fmt: skip
+    key = (
+        json.dumps(genotype) if space == "darts" else nasbench_hash(parse_nasbench(genotype, path))
+    )
+    settings = {
+        k: v for k, v in result["identity"].items() if k not in ("seed", "genotype", "split")
+    }
+    run = {
+        "name": result["arch"],
+        "score": result[score],
+        "sign": 1 if result["higher_is_better"] else -1,
+        "epochs": [epoch[result["metric"]] for epoch in result["epochs"]],
+        "params": result["params"],
+    }
     yield space, result["dataset"], result["task"], key, result["seed"], settings, run
 
 
@@ -63,7 +97,9 @@ def read_summary(path, score):
         raise InputError(f"{path}: the public release holds only the best epoch; use --score best")
     space, dataset, task, seed = path.absolute().parent.parts[-4:]
     if space not in SPACE_FOLDERS:
-        raise InputError(f"{path}: expected <space>/<dataset>/<task>/<run>/, a space being {' or '.join(SPACE_FOLDERS)}")
+        raise InputError(
+            f"{path}: expected <space>/<dataset>/<task>/<run>/, a space being {' or '.join(SPACE_FOLDERS)}"
+        )
     for job in read_json(path)["job_summaries"]:
         error, name = job["min_test_top1"], str(job["job_id"])
         error = error[-1] if isinstance(error, list) else error
@@ -91,24 +127,34 @@ def read(folders, score) -> dict:
                 found = list(READERS[path.name](path, score))
             except (KeyError, TypeError, IndexError) as error:
                 what = f"{type(error).__name__} {error}"
-                raise InputError(f"{path}: not a result of train.py or of the public release ({what})") from None
+                raise InputError(
+                    f"{path}: not a result of train.py or of the public release ({what})"
+                ) from None
             for space, dataset, task, key, seed, settings, run in found:
                 label = name or dataset, task
                 first = settings_of.setdefault((space, label), settings)
-                wrong = [f"trained with {option} = {settings.get(option)}, others with {first.get(option)}"
-                         for option in first | settings if first.get(option) != settings.get(option)]  # fmt: skip
+                wrong = [
+                    f"trained with {option} = {settings.get(option)}, others with {first.get(option)}"
+                    for option in first | settings
+                    if first.get(option) != settings.get(option)
+                ]
                 seeds = columns.setdefault(space, {}).setdefault(label, {}).setdefault(key, {})
                 wrong += [f"a second result of {run['name']}, seed {seed}"] if seed in seeds else []
                 if wrong:
-                    raise InputError(f"{path}: {wrong[0]}, for the same data set and task; give the folders different "
-                                     "names, NAME=FOLDER")  # fmt: skip
+                    raise InputError(
+                        f"{path}: {wrong[0]}, for the same data set and task; give the folders different "
+                        "names, NAME=FOLDER"
+                    )
                 seeds[seed] = run
     datasets = list(dict.fromkeys(dataset for space in columns.values() for dataset, _ in space))
 
     def place(label):  # tasks in the paper's order, others last
         return datasets.index(label[0]), [*TASKS, label[1]].index(label[1])
 
-    return {space: {label: columns[space][label] for label in sorted(columns[space], key=place)} for space in columns}
+    return {
+        space: {label: columns[space][label] for label in sorted(columns[space], key=place)}
+        for space in columns
+    }
 
 
 def one(seeds):
@@ -127,24 +173,34 @@ def common_table(space, columns):
             notes.append(f"{title(label)}: {len(keys)} {why}, left out: {names}")
 
     for label, column in columns.items():
-        bad = {key for key, seeds in column.items() if not all(math.isfinite(run["score"]) for run in seeds.values())}
+        bad = {
+            key
+            for key, seeds in column.items()
+            if not all(math.isfinite(run["score"]) for run in seeds.values())
+        }
         left_out(label, bad, "with a score that is no number")
         usable[label] = column.keys() - bad
     keys = sorted(set.intersection(*usable.values()))
     for label in columns:
         left_out(label, usable[label].difference(keys), "not common to all")
     if len(keys) < FEWEST:
-        raise InputError(f"{SPACES[space]}: {len(keys)} architectures have results in all of "
-                         f"{', '.join(map(title, columns))}; at least {FEWEST} are needed")  # fmt: skip
+        raise InputError(
+            f"{SPACES[space]}: {len(keys)} architectures have results in all of "
+            f"{', '.join(map(title, columns))}; at least {FEWEST} are needed"
+        )
     scores, runs = {}, {}
     for label, column in columns.items():
         values = np.array([np.mean([run["score"] for run in column[key].values()]) for key in keys])
         if np.ptp(values):
             scores[label], runs[label] = values, [column[key] for key in keys]
         else:
-            notes.append(f"{title(label)}: all {len(keys)} architectures have {values[0]:.4g}, no ranking; left out")
+            notes.append(
+                f"{title(label)}: all {len(keys)} architectures have {values[0]:.4g}, no ranking; left out"
+            )
     if len(scores) < 2:
-        raise InputError(f"{SPACES[space]}: fewer than two rankings to compare. " + ". ".join(notes))
+        raise InputError(
+            f"{SPACES[space]}: fewer than two rankings to compare. " + ". ".join(notes)
+        )
     return scores, runs, notes
 
 
@@ -192,7 +248,9 @@ def compare(x, y, params, bootstrap, seed) -> dict:
         "top10_overlap": len(np.intersect1d(by_x[:k], by_y[:k])) / k,
         "rho_best_half": rank_correlation(x[half], y[half]),  # of the half that is best by y
         "partial_rho": partial_rank_correlation(x, y, params),
-        "partial_rho_interval": interval(partial_rank_correlation(x[sample], y[sample], params[sample])),
+        "partial_rho_interval": interval(
+            partial_rank_correlation(x[sample], y[sample], params[sample])
+        ),
     }
 
 
@@ -226,21 +284,40 @@ def analyse(space, columns, args) -> dict:
     pairs = []
     for a, b in wanted:
         params = np.array([one(seeds)["params"] for seeds in runs[b]])
-        pairs.append({"x": list(a), "y": list(b), **compare(scores[a], scores[b], params, args.bootstrap, args.seed)})
+        pairs.append(
+            {
+                "x": list(a),
+                "y": list(b),
+                **compare(scores[a], scores[b], params, args.bootstrap, args.seed),
+            }
+        )
     histories = {}  # (epochs, n) of each column, means over seeds
     for a, kept in runs.items():
-        histories[a] = np.transpose([np.mean([run["epochs"] for run in seeds.values()], axis=0) for seeds in kept])
+        histories[a] = np.transpose(
+            [np.mean([run["epochs"] for run in seeds.values()], axis=0) for seeds in kept]
+        )
     known = [a for a in scores if len(histories[a])]
     return {
         "n": len(next(iter(raw.values()))),
         "archs": [one(seeds)["name"] for seeds in next(iter(runs.values()))],
-        "scores": raw, "pairs": pairs, "notes": notes,
+        "scores": raw,
+        "pairs": pairs,
+        "notes": notes,
         "stability": {a: seed_stability(kept) for a, kept in runs.items()},
         "matrix": {a: {b: rank_correlation(scores[a], scores[b]) for b in scores} for a in scores},
-        "experiments": {b: {a: random_experiments(scores[a], raw[b], args.seed) for a in scores} for b in targets},
-        "epochs": {b: {a: [signs[a] * rank_correlation(epoch, scores[b]) for epoch in histories[a]] for a in known}
-                   for b in targets if known},
-    }  # fmt: skip
+        "experiments": {
+            b: {a: random_experiments(scores[a], raw[b], args.seed) for a in scores}
+            for b in targets
+        },
+        "epochs": {
+            b: {
+                a: [signs[a] * rank_correlation(epoch, scores[b]) for epoch in histories[a]]
+                for a in known
+            }
+            for b in targets
+            if known
+        },
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,12 +338,18 @@ def scatter(tables, dataset, tasks, target, out, name):
         if not {(dataset, task), target} <= table["scores"].keys():
             ax.set_axis_off()
             continue
-        x, y, color = table["scores"][target], table["scores"][dataset, task], COLORS.get(task, "#555555")
+        x, y, color = (
+            table["scores"][target],
+            table["scores"][dataset, task],
+            COLORS.get(task, "#555555"),
+        )
         slope, intercept, _, _ = stats.theilslopes(y, x)
         ends = np.array([x.min(), x.max()])
         ax.scatter(x, y, s=14, alpha=0.6, color=color, linewidths=0)
         ax.plot(ends, intercept + slope * ends, color=color)
-        pair = next(p for p in table["pairs"] if p["x"] == [dataset, task] and p["y"] == list(target))
+        pair = next(
+            p for p in table["pairs"] if p["x"] == [dataset, task] and p["y"] == list(target)
+        )
         rho = with_interval(pair["rho"], pair["rho_interval"])
         ax.set_title(f"{TASKS.get(task, task)}: $\\rho$ = {rho}", fontsize=10)
         ax.set(xlabel=f"{title(target)} ({SPACES[space]})", ylabel=f"{dataset} {task}")
@@ -277,13 +360,22 @@ def scatter(tables, dataset, tasks, target, out, name):
 def matrix(space, table, out):
     labels = list(table["scores"])
     rho = np.array([[table["matrix"][a][b] for b in labels] for a in labels])
-    figure = Figure(figsize=(1.5 + 0.75 * len(labels), 1.0 + 0.65 * len(labels)), layout="constrained")
+    figure = Figure(
+        figsize=(1.5 + 0.75 * len(labels), 1.0 + 0.65 * len(labels)), layout="constrained"
+    )
     ax = figure.subplots()
     figure.colorbar(ax.imshow(rho, cmap="RdBu_r", vmin=-1, vmax=1))
     ax.set_xticks(range(len(labels)), map(title, labels), rotation=45, ha="right")
     ax.set_yticks(range(len(labels)), map(title, labels))
     for (i, j), value in np.ndenumerate(rho):
-        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+        ax.text(
+            j,
+            i,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            color="white" if abs(value) > 0.6 else "black",
+        )
     ax.set_title(f"Spearman's $\\rho$, {SPACES[space]}, n = {table['n']}", fontsize=10)
     return save(figure, out, f"matrix_{space}")
 
@@ -292,11 +384,18 @@ def curves(space, panels, out, name, xlabel, ylabel):
     """A panel for each classification target, {target: {column: curve}}, a curve being (m, mean, standard deviation) of
     random experiments or the rho of each epoch."""
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
-    for ax, (target, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+    for ax, (target, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False).flat, panels.items()
+    ):
         if name == "experiments":
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:g}")
-        styles = dict(zip(dict.fromkeys(dataset for dataset, _ in lines), itertools.cycle(["-", "--", ":", "-."])))
+        styles = dict(
+            zip(
+                dict.fromkeys(dataset for dataset, _ in lines),
+                itertools.cycle(["-", "--", ":", "-."]),
+            )
+        )
         for (dataset, task), line in lines.items():
             color = COLORS.get(task, "#000000")
             if name == "experiments":
@@ -304,7 +403,9 @@ def curves(space, panels, out, name, xlabel, ylabel):
                 ax.fill_between(x, y - 2 * std, y + 2 * std, color=color, alpha=0.07, linewidth=0)
             else:
                 x, y = range(1, len(line) + 1), line
-            ax.plot(x, y, marker="o", ms=4, color=color, ls=styles[dataset], label=f"{dataset} {task}")
+            ax.plot(
+                x, y, marker="o", ms=4, color=color, ls=styles[dataset], label=f"{dataset} {task}"
+            )
         ax.set(xlabel=xlabel, ylabel=ylabel.format(title(target)), title=SPACES[space])
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
@@ -331,14 +432,12 @@ def draw_figures(tables, out):
 # Text
 
 
-def markdown(head, rows):
-    """The lines of a table; None is shown as -."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |" for line in lines] + [""]
-
-
 def with_interval(value, interval=None):
-    return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "") if np.isfinite(value) else None
+    return (
+        f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
+        if np.isfinite(value)
+        else None
+    )
 
 
 def write_report(tables, figures, args, out):
@@ -346,19 +445,47 @@ def write_report(tables, figures, args, out):
     for space, table in tables.items():
         lines += [f"## {SPACES[space]}, n = {table['n']}", ""]
         lines += [f"- {note}" for note in table["notes"]] + [""] * bool(table["notes"])
-        head = ["predictor", "target", "rho [95%]", "p", "tau", "top-10% overlap", "rho, best half", "partial rho [95%]"]
-        lines += markdown(head, [
-            [title(p["x"]), title(p["y"]), with_interval(p["rho"], p["rho_interval"]), f"{p['p']:.2g}", f"{p['tau']:.2f}",
-             f"{p['top10_overlap']:.2f}", with_interval(p["rho_best_half"]),
-             with_interval(p["partial_rho"], p["partial_rho_interval"])]
-            for p in table["pairs"]
-        ])  # fmt: skip
+        head = [
+            "predictor",
+            "target",
+            "rho [95%]",
+            "p",
+            "tau",
+            "top-10% overlap",
+            "rho, best half",
+            "partial rho [95%]",
+        ]
+        lines += markdown_table(
+            head,
+            [
+                [
+                    title(p["x"]),
+                    title(p["y"]),
+                    with_interval(p["rho"], p["rho_interval"]),
+                    f"{p['p']:.2g}",
+                    f"{p['tau']:.2f}",
+                    f"{p['top10_overlap']:.2f}",
+                    with_interval(p["rho_best_half"]),
+                    with_interval(p["partial_rho"], p["partial_rho_interval"]),
+                ]
+                for p in table["pairs"]
+            ],
+        )
         stable = {a: found for a, found in table["stability"].items() if found["seeds"] > 1}
         if stable:
-            text = ", ".join(f"{title(a)} {with_interval(s['rho']) or '-'} ({s['seeds']} seeds)" for a, s in stable.items())
-            lines += [f"rho between two seeds of one column, the noise ceiling of a single seed: {text}.", ""]
-    lines += [f"Score of a training: its {args.score} epoch, mean over seeds. Intervals: {args.bootstrap} bootstrap samples "
-              "of architectures. Best half: by the target. Partial rho: given the number of parameters.", ""]  # fmt: skip
+            text = ", ".join(
+                f"{title(a)} {with_interval(s['rho']) or '-'} ({s['seeds']} seeds)"
+                for a, s in stable.items()
+            )
+            lines += [
+                f"rho between two seeds of one column, the noise ceiling of a single seed: {text}.",
+                "",
+            ]
+    lines += [
+        f"Score of a training: its {args.score} epoch, mean over seeds. Intervals: {args.bootstrap} bootstrap samples "
+        "of architectures. Best half: by the target. Partial rho: given the number of parameters.",
+        "",
+    ]
     lines += [f"![{name}]({name}.png)\n" for name in figures]
     (out / "report.md").write_text("\n".join(lines), encoding="utf-8")
     return lines
@@ -374,16 +501,21 @@ def to_json(value):
 
 
 def main(args):
-    tables = {space: analyse(space, columns, args) for space, columns in read(args.folders, args.score).items()}
+    tables = {
+        space: analyse(space, columns, args)
+        for space, columns in read(args.folders, args.score).items()
+    }
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(tables, out)
     lines = write_report(tables, figures, args, out)
     content = to_json({"score": args.score, "bootstrap": args.bootstrap, "spaces": tables})
-    (out / "correlations.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "correlations.json").write_text(
+        json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     print("\n".join(line for line in lines if not line.startswith("!")))
     print(f"{out / 'report.md'}, correlations.json and {len(figures)} figures (PNG, PDF)")
 
 
 if __name__ == "__main__":
-    errors.run(main, parse_args())
+    cli.run(main, parse_args)

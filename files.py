@@ -13,16 +13,33 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from errors import InputError
+from cli import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 # Of the 34 ids in the masks of Cityscapes, those of the 19 classes that count, in the order of their train ids
 CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 CITYSCAPES_CLASSES = [
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky",
-    "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-]  # fmt: skip
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+]
 TRAIN_ID = np.full(256, 255, np.uint8)  # train id of each id
 TRAIN_ID[CITYSCAPES_IDS] = np.arange(len(CITYSCAPES_IDS))
 PHOTO, RAW_IDS, TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
@@ -82,7 +99,11 @@ def middle_square(W, H, size):
 
 # What turns an image upright, by the EXIF tag of its orientation; from 5 on it swaps width and height.
 ORIENTATION = 0x0112
-UPRIGHT = [None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()]
+UPRIGHT = [
+    None,
+    None,
+    *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(),
+]
 
 
 def resized(image, box, size, resample, fill):
@@ -105,7 +126,10 @@ def read_rgb(path, box_for, fill=(0, 0, 0)):
     (w, h). Also (width, height), and mode and size in the file as text. Raises whatever Pillow does on a broken file."""
     with Image.open(path) as image:
         found = f"{image.mode} {image.width} x {image.height}"
-        if image.format not in ("JPEG", "MPO"):  # before a TIFF's tag is looked at: loading turns it upright
+        if image.format not in (
+            "JPEG",
+            "MPO",
+        ):  # before a TIFF's tag is looked at: loading turns it upright
             image.load()
         try:
             orientation = image.getexif().get(ORIENTATION, 1)
@@ -115,19 +139,40 @@ def read_rgb(path, box_for, fill=(0, 0, 0)):
         full, turned = image.size, slice(None, None, -1 if orientation >= 5 else 1)
         W, H = full[turned]
         box, size = box_for(W, H)
-        enough = math.ceil(W * size[0] / (box[2] - box[0])), math.ceil(H * size[1] / (box[3] - box[1]))
-        drafted = image.draft("RGB", enough[turned])  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is enough
+        enough = (
+            math.ceil(W * size[0] / (box[2] - box[0])),
+            math.ceil(H * size[1] / (box[3] - box[1])),
+        )
+        drafted = image.draft(
+            "RGB", enough[turned]
+        )  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is enough
         shrink = drafted[1][2] / full[0] if drafted else 1
         image.load()
         if turn:
             image = image.transpose(Image.Transpose[turn])
-        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):  # convert("RGB") would clip these at 255
+        if image.mode in (
+            "I;16",
+            "I;16B",
+            "I;16L",
+            "I",
+            "F",
+        ):  # convert("RGB") would clip these at 255
             pixels = np.asarray(image, np.float32)
-            top = 1 if image.mode == "F" and pixels.max() <= 1 else 255 if pixels.max() <= 255 else 65535
+            top = (
+                1
+                if image.mode == "F" and pixels.max() <= 1
+                else 255
+                if pixels.max() <= 255
+                else 65535
+            )
             image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
         if image.mode != "RGB":
             image = image.convert("RGB")
-        return resized(image, [shrink * edge for edge in box], size, Image.Resampling.BILINEAR, fill), (W, H), found
+        return (
+            resized(image, [shrink * edge for edge in box], size, Image.Resampling.BILINEAR, fill),
+            (W, H),
+            found,
+        )
 
 
 def read_mask(path, image_size, box_for):
@@ -138,13 +183,17 @@ def read_mask(path, image_size, box_for):
     except Exception as error:
         raise OSError(f"its mask {path}: {error}") from None
     if image.size != image_size or image.mode not in ("L", "P"):
-        raise InputError(f"{path}: a mask of mode {image.mode}, {image.width} x {image.height}; it must have 8 bits a pixel "
-                         f"and the size of its image, {image_size[0]} x {image_size[1]}")  # fmt: skip
+        raise InputError(
+            f"{path}: a mask of mode {image.mode}, {image.width} x {image.height}; it must have 8 bits a pixel "
+            f"and the size of its image, {image_size[0]} x {image_size[1]}"
+        )
     mask = resized(image, *box_for(*image_size), Image.Resampling.NEAREST, 255)
     if str(path).endswith(RAW_IDS):
         return TRAIN_ID[mask]
     if ((mask >= len(CITYSCAPES_IDS)) & (mask != 255)).any():
-        raise InputError(f"{path}: a mask of train ids has 0 to {len(CITYSCAPES_IDS) - 1} and 255, this one others too")
+        raise InputError(
+            f"{path}: a mask of train ids has 0 to {len(CITYSCAPES_IDS) - 1} and 255, this one others too"
+        )
     return mask
 
 
@@ -189,13 +238,17 @@ class Names:
 def cache_locked_for(root):
     """The cache folder and the key of a data set in it. One process at a time is let in; the others wait, and find what it
     has made."""
-    key = hashlib.sha256(os.fsencode(f"{os.uname().nodename}:{os.path.abspath(root)}")).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{os.uname().nodename}:{os.path.abspath(root)}")).hexdigest()[
+        :16
+    ]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "unnas"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = open(cache / f"{key}.lock", "w")
     except OSError as error:
-        raise InputError(f"{cache}: {error.strerror}; set XDG_CACHE_HOME to a folder where indexes can be kept") from None
+        raise InputError(
+            f"{cache}: {error.strerror}; set XDG_CACHE_HOME to a folder where indexes can be kept"
+        ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield cache, key
@@ -209,7 +262,11 @@ def scan(root, folders):
     endings, chunks, counts = tuple(os.fsencode(e) for e in EXTENSIONS), [], []
     for folder in folders:
         found = sorted(os.listdir(os.path.join(os.fsencode(root), folder)))
-        found = [b"%b/%b\0" % (folder, f) for f in found if f.lower().endswith(endings) and not f.startswith(b".")]
+        found = [
+            b"%b/%b\0" % (folder, f)
+            for f in found
+            if f.lower().endswith(endings) and not f.startswith(b".")
+        ]
         chunks.append(b"".join(found))
         counts.append(len(found))
     names = np.frombuffer(b"".join(chunks), np.uint8)
@@ -225,7 +282,9 @@ def index_of(root):
             folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
         stamp = hashlib.sha256(repr(sorted(EXTENSIONS)).encode())
         for folder in [b".", *folders]:
-            stamp.update(b"%b/%d/" % (folder, os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns))
+            stamp.update(
+                b"%b/%d/" % (folder, os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns)
+            )
         with cache_locked_for(root) as (cache, key):
             place = cache / f"{key}-{stamp.hexdigest()[:16]}"
             if not place.is_dir():
@@ -233,14 +292,20 @@ def index_of(root):
                     shutil.rmtree(old, ignore_errors=True)
                 arrays = scan(root, folders)
                 if not len(arrays[0]):
-                    raise InputError(f"{root}: no images in its {len(folders)} folders ({', '.join(sorted(EXTENSIONS))})")
+                    raise InputError(
+                        f"{root}: no images in its {len(folders)} folders ({', '.join(sorted(EXTENSIONS))})"
+                    )
                 partial = cache / f"{key}-partial"
                 partial.mkdir(exist_ok=True)
                 for name, array in zip(INDEX, arrays):
                     np.save(partial / name, array)
                 partial.rename(place)
             # Mode "c" is copy on write: nobody writes, but torch wants arrays that could be written.
-            names, starts, folder = (np.load(place / f"{n}.npy", "c").view(np.ndarray) for n in INDEX)
+            names, starts, folder = (
+                np.load(place / f"{n}.npy", "c").view(np.ndarray) for n in INDEX
+            )
     except OSError as error:
-        raise InputError(f"{os.fsdecode(error.filename or root)}: {error.strerror or error}") from None
+        raise InputError(
+            f"{os.fsdecode(error.filename or root)}: {error.strerror or error}"
+        ) from None
     return Names(names, starts), folder, [os.fsdecode(f) for f in folders]

@@ -15,7 +15,6 @@ if an edge goes from vertex i to vertex j > i, and the op of each vertex, first 
 
 import argparse
 import hashlib
-import json
 import os
 from itertools import accumulate
 from pathlib import Path
@@ -23,13 +22,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-import errors
-from errors import InputError
+import cli
+from cli import InputError, read_json
 
 # The candidate operations of the DARTS space; the order is that of the columns of alpha.
 PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3",
               "dil_conv_5x5"]  # fmt: skip
-OP_NAMES = PRIMITIVES + ["sep_conv_7x7", "conv_7x1_1x7"]  # NASNet, PNASNet and AmoebaNet need two more
+OP_NAMES = PRIMITIVES + [
+    "sep_conv_7x7",
+    "conv_7x1_1x7",
+]  # NASNet, PNASNet and AmoebaNet need two more
 
 NODES = 4  # intermediate nodes of a searched cell
 NUM_EDGES = sum(2 + node for node in range(NODES))  # 14: node i has edges from 2 + i earlier nodes
@@ -112,7 +114,9 @@ def named_cell(name: str) -> Genotype:
     """The genotype of a name in CELLS."""
 
     def pairs(text):
-        return [(SHORT_NAMES[op], int(j)) for op, j in (pair.rsplit("-", 1) for pair in text.split())]
+        return [
+            (SHORT_NAMES[op], int(j)) for op, j in (pair.rsplit("-", 1) for pair in text.split())
+        ]
 
     normal, reduce, *concats = CELLS[name]
     normal_concat, reduce_concat = concats or ([2, 3, 4, 5], [2, 3, 4, 5])
@@ -128,21 +132,33 @@ def parse_genotype(fields, where: str) -> Genotype:
         pairs, concat = fields[cell], fields[f"{cell}_concat"]
         if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
             count = len(pairs) if isinstance(pairs, list) else repr(pairs)
-            raise InputError(f"{where}: {cell} needs two [op, input] pairs for each node, it has {count}")
+            raise InputError(
+                f"{where}: {cell} needs two [op, input] pairs for each node, it has {count}"
+            )
         for k, pair in enumerate(pairs):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise InputError(f"{where}: {cell}: {pair!r} is not an [op, input] pair")
             op, j = pair
             node = 2 + k // 2
             if op not in OP_NAMES:
-                raise InputError(f"{where}: {cell}: unknown op {op!r}; known: {', '.join(OP_NAMES)}")
+                raise InputError(
+                    f"{where}: {cell}: unknown op {op!r}; known: {', '.join(OP_NAMES)}"
+                )
             if type(j) is not int or j not in range(node):  # a bool is an int to isinstance
-                raise InputError(f"{where}: {cell}: node {node} takes inputs 0 to {node - 1}, not {j!r}")
+                raise InputError(
+                    f"{where}: {cell}: node {node} takes inputs 0 to {node - 1}, not {j!r}"
+                )
         last = 1 + len(pairs) // 2
         if not isinstance(concat, list) or not concat:
-            raise InputError(f"{where}: {cell}_concat is empty; it lists the nodes that make the output")
-        if any(type(j) is not int or j not in range(2, last + 1) or concat.count(j) > 1 for j in concat):
-            raise InputError(f"{where}: {cell}_concat lists nodes from 2 to {last}, each once, not {concat}")
+            raise InputError(
+                f"{where}: {cell}_concat is empty; it lists the nodes that make the output"
+            )
+        if any(
+            type(j) is not int or j not in range(2, last + 1) or concat.count(j) > 1 for j in concat
+        ):
+            raise InputError(
+                f"{where}: {cell}_concat lists nodes from 2 to {last}, each once, not {concat}"
+            )
         cells += [[(op, j) for op, j in pairs], list(concat)]
     return Genotype(*cells)
 
@@ -157,12 +173,18 @@ def parse_nasbench(entry, where: str) -> NASBenchCell:
     V = len(matrix)
 
     def is_row(row):
-        return isinstance(row, list) and len(row) == V and all(type(bit) is int and bit in (0, 1) for bit in row)
+        return (
+            isinstance(row, list)
+            and len(row) == V
+            and all(type(bit) is int and bit in (0, 1) for bit in row)
+        )
 
     if V < 2 or not all(map(is_row, matrix)):
         raise InputError(f"{where}: the matrix must be square, of zeros and ones")
     if any(matrix[i][j] for i in range(V) for j in range(i + 1)):
-        raise InputError(f"{where}: an edge leads to the same or an earlier vertex; the matrix must be upper triangular")
+        raise InputError(
+            f"{where}: an edge leads to the same or an earlier vertex; the matrix must be upper triangular"
+        )
     unknown = [op for op in ops[1:-1] if op not in NASBENCH_OPS]
     if len(ops) != V or ops[0] != "input" or ops[-1] != "output" or unknown:
         raise InputError(f"{where}: {V} ops are needed, first input, last output, between them {', '.join(NASBENCH_OPS)}; "
@@ -172,16 +194,24 @@ def parse_nasbench(entry, where: str) -> NASBenchCell:
         raise InputError(f"{where}: no path leads from input to output")
     edges = sum(map(sum, cell.matrix))
     if len(cell.ops) > MAX_VERTICES or edges > MAX_EDGES:
-        raise InputError(f"{where}: {len(cell.ops)} vertices and {edges} edges; at most {MAX_VERTICES} and {MAX_EDGES} fit")
+        raise InputError(
+            f"{where}: {len(cell.ops)} vertices and {edges} edges; at most {MAX_VERTICES} and {MAX_EDGES} fit"
+        )
     return cell
 
 
 def prune(cell: NASBenchCell) -> NASBenchCell | None:
     """Without the vertices that are on no path from input to output; None if there is no path."""
     matrix, V = np.array(cell.matrix), len(cell.ops)
-    reaches = np.linalg.matrix_power(np.eye(V, dtype=bool) | (matrix > 0), V)  # [i, j]: whether a path leads from i to j
+    reaches = np.linalg.matrix_power(
+        np.eye(V, dtype=bool) | (matrix > 0), V
+    )  # [i, j]: whether a path leads from i to j
     keep = np.flatnonzero(reaches[0] & reaches[:, -1])
-    return NASBenchCell(matrix[np.ix_(keep, keep)].tolist(), [cell.ops[v] for v in keep]) if len(keep) else None
+    return (
+        NASBenchCell(matrix[np.ix_(keep, keep)].tolist(), [cell.ops[v] for v in keep])
+        if len(keep)
+        else None
+    )
 
 
 def nasbench_hash(cell: NASBenchCell) -> str:
@@ -197,7 +227,11 @@ def nasbench_hash(cell: NASBenchCell) -> str:
     hashes = [md5(str((len(targets[v]), len(sources[v]), labels[v]))) for v in range(V)]
     for _ in range(V):
         hashes = [
-            md5("|".join("".join(sorted(hashes[u] for u in near[v])) for near in (sources, targets)) + "|" + hashes[v])
+            md5(
+                "|".join("".join(sorted(hashes[u] for u in near[v])) for near in (sources, targets))
+                + "|"
+                + hashes[v]
+            )
             for v in range(V)
         ]
     return md5(str(sorted(hashes)))
@@ -217,7 +251,11 @@ def parse_arch(entry, where: str) -> Genotype | NASBenchCell:
 def load_archs(path) -> dict:
     """A list of architectures, archs.json: {id: architecture}, each checked, in the order of the file."""
     entries = read_json(path)
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries) or not entries:
+    if (
+        not isinstance(entries, list)
+        or not all(isinstance(e, dict) and "id" in e for e in entries)
+        or not entries
+    ):
         raise InputError(f'{path}: not a list of architectures, objects with an "id"')
     archs = {str(entry["id"]): parse_arch(entry, f"{path}:{entry['id']}") for entry in entries}
     if len(archs) < len(entries):
@@ -230,13 +268,6 @@ def to_entry(arch) -> dict:
     if isinstance(arch, NASBenchCell):
         return {"space": "nasbench101", **arch._asdict()}
     return {"space": "darts", "genotype": arch._asdict()}
-
-
-def read_json(path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from None
 
 
 def load_arch(text: str) -> Genotype | NASBenchCell:
@@ -270,7 +301,9 @@ def to_text(genotype: Genotype | NASBenchCell) -> str:
     if isinstance(genotype, NASBenchCell):
         matrix, ops = genotype
         sources = [", ".join(str(i) for i in range(v) if matrix[i][v]) for v in range(len(ops))]
-        return "\n".join(["  0 = input", *(f"  {v} = {ops[v]}({sources[v]})" for v in range(1, len(ops)))])
+        return "\n".join(
+            ["  0 = input", *(f"  {v} = {ops[v]}({sources[v]})" for v in range(1, len(ops)))]
+        )
     lines = []
     for cell, (pairs, concat) in (("normal", genotype[:2]), ("reduce", genotype[2:])):
         lines.append(f"{cell} cell, output = concat of nodes {', '.join(map(str, concat))}")
@@ -283,7 +316,13 @@ def to_text(genotype: Genotype | NASBenchCell) -> str:
 # Drawing. Every node has a row, in which its rail runs to the right, and a column for its two ops. An op hangs on the
 # rail of its input; the ops of a column run down into their node. No label can meet another, whatever the cell.
 
-KIND_COLORS = {"sep": "#a6cee3", "dil": "#fdd49e", "conv": "#a6cee3", "max": "#d9d9d9", "avg": "#d9d9d9"}  # else white
+KIND_COLORS = {
+    "sep": "#a6cee3",
+    "dil": "#fdd49e",
+    "conv": "#a6cee3",
+    "max": "#d9d9d9",
+    "avg": "#d9d9d9",
+}  # else white
 PITCH = 1.9  # column width, in box heights
 
 
@@ -291,36 +330,88 @@ def draw_cell(ax, pairs, concat, title):
     columns = list(zip(pairs[::2], pairs[1::2]))
     nodes = len(columns)
     stacked = {a[1] for a, b in columns if a[1] == b[1]}  # rows with two ops under one another
-    tops = list(accumulate((-1.75 if row in stacked else -1.15 for row in range(nodes + 2)), initial=0.0))
+    tops = list(
+        accumulate((-1.75 if row in stacked else -1.15 for row in range(nodes + 2)), initial=0.0)
+    )
     x_out = nodes * PITCH + 0.5
 
     def wires(*paths):
-        for color, width in (("white", 5), ("#444444", 1.2)):  # first a halo: what crosses does not join
+        for color, width in (
+            ("white", 5),
+            ("#444444", 1.2),
+        ):  # first a halo: what crosses does not join
             for xs, ys in paths:
                 ax.plot(xs, ys, color=color, lw=width, solid_capstyle="butt", zorder=1)
 
     for row in range(nodes + 2):  # the rails, from the node to the last that reads it
         start = -0.35 if row < 2 else (row - 2) * PITCH + 1.72
-        ends = [n * PITCH + 0.22 for n, (a, b) in enumerate(columns) if row in (a[1], b[1])] + [x_out] * (row in concat)
+        ends = [n * PITCH + 0.22 for n, (a, b) in enumerate(columns) if row in (a[1], b[1])] + [
+            x_out
+        ] * (row in concat)
         if ends:
             wires(([start, max(ends)], [tops[row]] * 2))
         name = ("$c_{k-2}$", "$c_{k-1}$")[row] if row < 2 else str(row)
-        box = dict(boxstyle="circle,pad=0.25" if row > 1 else "round,pad=0.25", fc="#fff7bc", ec="#444444", lw=1)
-        ax.text(start - (0.25 if row < 2 else 0), tops[row], name, ha="center", va="center", fontsize=9, bbox=box, zorder=4)
+        box = dict(
+            boxstyle="circle,pad=0.25" if row > 1 else "round,pad=0.25",
+            fc="#fff7bc",
+            ec="#444444",
+            lw=1,
+        )
+        ax.text(
+            start - (0.25 if row < 2 else 0),
+            tops[row],
+            name,
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox=box,
+            zorder=4,
+        )
     for n, ops in enumerate(columns):
         x = n * PITCH
-        second = 0.6 if ops[0][1] == ops[1][1] else 0  # the second of two ops on one rail hangs lower
+        second = (
+            0.6 if ops[0][1] == ops[1][1] else 0
+        )  # the second of two ops on one rail hangs lower
         ys = [tops[ops[0][1]] - 0.45, tops[ops[1][1]] - 0.45 - second]
-        path_xs = [x + 0.22, x + 0.22, x + 1.72, x + 1.72]  # rail, down, through the box, down to the node
+        path_xs = [
+            x + 0.22,
+            x + 0.22,
+            x + 1.72,
+            x + 1.72,
+        ]  # rail, down, through the box, down to the node
         wires(*((path_xs, [tops[row], y, y, tops[n + 2]]) for (_, row), y in zip(ops, ys)))
         for (op, row), y in zip(ops, ys):
             ax.plot(x + 0.22, tops[row], "o", color="#444444", ms=3, zorder=2)
             color = KIND_COLORS.get(op.split("_")[0], "white")
             box = dict(boxstyle="round,pad=0.3", fc=color, ec="#444444", lw=0.8)
-            ax.text(x + 0.96, y, op.replace("_", " "), ha="center", va="center", fontsize=6.8, bbox=box, zorder=3)
+            ax.text(
+                x + 0.96,
+                y,
+                op.replace("_", " "),
+                ha="center",
+                va="center",
+                fontsize=6.8,
+                bbox=box,
+                zorder=3,
+            )
     ys = [tops[row] for row in concat]
-    ax.plot([x_out, x_out], [max(ys) + 0.2, min(ys) - 0.2], color="#444444", lw=4, solid_capstyle="butt", zorder=3)
-    ax.text(x_out + 0.15, (max(ys) + min(ys)) / 2, "concat", rotation=90, ha="left", va="center", fontsize=9)
+    ax.plot(
+        [x_out, x_out],
+        [max(ys) + 0.2, min(ys) - 0.2],
+        color="#444444",
+        lw=4,
+        solid_capstyle="butt",
+        zorder=3,
+    )
+    ax.text(
+        x_out + 0.15,
+        (max(ys) + min(ys)) / 2,
+        "concat",
+        rotation=90,
+        ha="left",
+        va="center",
+        fontsize=9,
+    )
     ax.set(xlim=(-1, x_out + 0.6), ylim=(tops[nodes + 1] - 0.5, 0.6))
     ax.set_title(title, fontsize=10)
     ax.axis("off")
@@ -343,7 +434,14 @@ def draw(genotype: Genotype, path, title: str = ""):
         raise InputError(f"cannot draw to {path}: {error}") from None
 
 
-LINES = [("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P")]
+LINES = [
+    ("#0072b2", "o"),
+    ("#d55e00", "s"),
+    ("#009e73", "^"),
+    ("#cc79a7", "D"),
+    ("#e69f00", "v"),
+    ("#56b4e9", "P"),
+]
 
 
 def draw_history(histories: dict, path):
@@ -353,14 +451,30 @@ def draw_history(histories: dict, path):
 
     figure = matplotlib.figure.Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey="col")
-    columns = {"entropy": "entropy of the alphas", "skips": "skip connections", "convs": "convolutions"}
+    columns = {
+        "entropy": "entropy of the alphas",
+        "skips": "skip connections",
+        "convs": "convolutions",
+    }
     for row, cell in enumerate(("normal", "reduction")):
         for ax, (key, title) in zip(axes[row], columns.items()):
             for k, (name, history) in enumerate(histories.items()):
                 color, marker = LINES[k % len(LINES)]
-                style = dict(color=color, marker=marker, ms=5, ls=["-", "--"][k // len(LINES) % 2], label=name)
-                apart = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)  # equal counts side by side
-                ax.plot([line["epoch"] for line in history], [line[key][row] + apart for line in history], **style)
+                style = dict(
+                    color=color,
+                    marker=marker,
+                    ms=5,
+                    ls=["-", "--"][k // len(LINES) % 2],
+                    label=name,
+                )
+                apart = (
+                    0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)
+                )  # equal counts side by side
+                ax.plot(
+                    [line["epoch"] for line in history],
+                    [line[key][row] + apart for line in history],
+                    **style,
+                )
             ax.set_title(f"{cell} cell: {title}", fontsize=10)
             ax.grid(alpha=0.3)
             ax.xaxis.get_major_locator().set_params(integer=True)
@@ -370,13 +484,19 @@ def draw_history(histories: dict, path):
     for ax in axes[1]:
         ax.set_xlabel("epoch of the search")
     axes[0, 0].set_ylim(top=1.0 + 0.05 * (1.0 - axes[0, 0].get_ylim()[0]))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
+    )
     figure.savefig(path, dpi=150)
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Print a cell as text, and draw it.")
-    parser.add_argument("arch", nargs="?", help="a name, a genotype.json, or archs.json:ID (default: list the names)")
+    parser.add_argument(
+        "arch",
+        nargs="?",
+        help="a name, a genotype.json, or archs.json:ID (default: list the names)",
+    )
     parser.add_argument("--draw", metavar="FILE", help="also draw it; .png, .pdf or .svg")
     return parser.parse_args(argv)
 
@@ -396,4 +516,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    errors.run(main, parse_args())
+    cli.run(main, parse_args)

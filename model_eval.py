@@ -8,27 +8,45 @@ import math
 import torch
 import torch.nn as nn
 
-from errors import InputError
+from cli import InputError
 from genotypes import Genotype, NASBenchCell
-from ops import OPS, STEMS, conv, drop_path, factorized_reduce, reduction_cells, relu_conv_bn, total_stride
+from ops import (
+    OPS,
+    STEMS,
+    conv,
+    drop_path,
+    factorized_reduce,
+    reduction_cells,
+    relu_conv_bn,
+    total_stride,
+)
 
 
 class Cell(nn.Module):
     def __init__(self, genotype, C_prev_prev, C_prev, C, reduction, reduction_prev):
         super().__init__()
-        self.preprocess0 = (factorized_reduce if reduction_prev else relu_conv_bn)(C_prev_prev, C, affine=True)
+        self.preprocess0 = (factorized_reduce if reduction_prev else relu_conv_bn)(
+            C_prev_prev, C, affine=True
+        )
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=True)
         pairs, self.concat = genotype[2:] if reduction else genotype[:2]
         self.inputs = [j for _, j in pairs]
-        self.ops = nn.ModuleList(OPS[op](C, 2 if reduction and j < 2 else 1, affine=True, copies=1) for op, j in pairs)
+        self.ops = nn.ModuleList(
+            OPS[op](C, 2 if reduction and j < 2 else 1, affine=True, copies=1) for op, j in pairs
+        )
 
-    def forward(self, s0, s1, drop):  # (B, C_prev_prev, H, W), (B, C_prev, H, W), probability to drop a path
+    def forward(
+        self, s0, s1, drop
+    ):  # (B, C_prev_prev, H, W), (B, C_prev, H, W), probability to drop a path
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         paths = list(zip(self.ops, self.inputs))
         for pair in zip(paths[::2], paths[1::2]):
             a, b = (op(states[j]) for op, j in pair)
             if drop and self.training:
-                a, b = (y if isinstance(op, nn.Identity) else drop_path(y, drop) for (op, _), y in zip(pair, (a, b)))
+                a, b = (
+                    y if isinstance(op, nn.Identity) else drop_path(y, drop)
+                    for (op, _), y in zip(pair, (a, b))
+                )
             states.append(a + b)
         return torch.cat([states[j] for j in self.concat], 1)  # (B, len(concat)*C, h, w)
 
@@ -39,12 +57,19 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, C, num_classes, stem):
         super().__init__()
-        last_bn = nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity()  # DARTS leaves it out for ImageNet
+        last_bn = (
+            nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity()
+        )  # DARTS leaves it out for ImageNet
         self.features = nn.Sequential(
-            nn.ReLU(), nn.AvgPool2d(5, stride=3 if stem == "cifar" else 2, count_include_pad=False),
-            nn.Conv2d(C, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False), last_bn, nn.ReLU(),
-        )  # fmt: skip
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=3 if stem == "cifar" else 2, count_include_pad=False),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            last_bn,
+            nn.ReLU(),
+        )
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x):  # (B, C, 8, 8) or (B, C, 7, 7)
@@ -54,12 +79,16 @@ class AuxiliaryHead(nn.Module):
 def check_auxiliary(task, stem, layers):
     """InputError where an auxiliary head has no place."""
     if not task.classifies_inputs:
-        raise InputError("--auxiliary is for tasks with one class for each input of the network: cls and rot")
+        raise InputError(
+            "--auxiliary is for tasks with one class for each input of the network: cls and rot"
+        )
     size = math.ceil(task.input_size / total_stride(stem, layers, task.reductions))
     smallest = {"cifar": 8, "imagenet": 7}[stem]  # for its pool and its 2x2 convolution
     if size < smallest:
-        raise InputError(f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}; "
-                         "--auxiliary 0 leaves it out")  # fmt: skip
+        raise InputError(
+            f"--auxiliary: at this size the head sees {size} x {size} positions and needs {smallest}; "
+            "--auxiliary 0 leaves it out"
+        )
 
 
 class Network(nn.Module):
@@ -118,7 +147,9 @@ def vertex_channels(cell: NASBenchCell, C_in, C_out):
     channels = [C_in] + [0] * (last - 1) + [C_out]
     outer = [v for v in range(1, last) if matrix[v][last]]
     if len(outer) > C_out:
-        raise InputError(f"--width: {C_out} channels are too few for the {len(outer)} vertices of this cell that share them")
+        raise InputError(
+            f"--width: {C_out} channels are too few for the {len(outer)} vertices of this cell that share them"
+        )
     for k, v in enumerate(outer):
         channels[v] = C_out // len(outer) + (k < C_out % len(outer))
     for v in reversed(range(1, last)):
@@ -137,7 +168,9 @@ class NASBenchModule(nn.Module):
         self.sources = [[i for i in range(1, v) if cell.matrix[i][v]] for v in range(self.last + 1)]
         vertices = list(enumerate(self.channels))[1:]
         self.ops = nn.ModuleDict({str(v): NASBENCH_MODULES[cell.ops[v]](C) for v, C in vertices})
-        self.projections = nn.ModuleDict({str(v): conv_bn_relu(C_in, C, 1) for v, C in vertices if cell.matrix[0][v]})
+        self.projections = nn.ModuleDict(
+            {str(v): conv_bn_relu(C_in, C, 1) for v, C in vertices if cell.matrix[0][v]}
+        )
 
     def forward(self, x):  # (B, C_in, H, W)
         values = [x]
@@ -158,11 +191,17 @@ class NASBenchNetwork(nn.Module):
     def __init__(self, cell: NASBenchCell, C, layers, stem, task):
         super().__init__()
         if layers % 3:
-            raise InputError(f"--layers {layers}: NAS-Bench-101 cells stand in three stacks, so take a multiple of 3")
+            raise InputError(
+                f"--layers {layers}: NAS-Bench-101 cells stand in three stacks, so take a multiple of 3"
+            )
         if stem == "cifar":
             blocks = [conv_bn_relu(task.in_channels, C, 3)]
         else:
-            blocks = [conv_bn_relu(task.in_channels, C // 2, 3, 2), conv_bn_relu(C // 2, C, 3, 2), conv_bn_relu(C, C, 3, 2)]
+            blocks = [
+                conv_bn_relu(task.in_channels, C // 2, 3, 2),
+                conv_bn_relu(C // 2, C, 3, 2),
+                conv_bn_relu(C, C, 3, 2),
+            ]
         C_in = C
         for i in range(layers):
             if i in reduction_cells(layers, task.reductions):
@@ -181,5 +220,7 @@ def build_network(arch: Genotype | NASBenchCell, C, layers, stem, task, auxiliar
     if isinstance(arch, Genotype):
         return Network(arch, C, layers, stem, task, auxiliary_classes)
     if auxiliary_classes:
-        raise InputError("--auxiliary: networks of NAS-Bench-101 cells have no auxiliary head; use --auxiliary 0")
+        raise InputError(
+            "--auxiliary: networks of NAS-Bench-101 cells have no auxiliary head; use --auxiliary 0"
+        )
     return NASBenchNetwork(arch, C, layers, stem, task)

@@ -33,24 +33,35 @@ class MixedEdges(nn.Module):
         super().__init__()
         self.C, self.copies = C, copies
         self.shared = nn.ModuleDict()  # ops without weights: one output for all edges
-        self.copied = nn.ModuleDict()  # ops with weights: an output for each edge; without their ReLU and
+        self.copied = (
+            nn.ModuleDict()
+        )  # ops with weights: an output for each edge; without their ReLU and
         self.norms = nn.ModuleDict()  # their last BN
         for name in PRIMITIVES:
             op = OPS[name](C, stride, affine=False, copies=copies)
             if list(op.parameters()):
                 if not (isinstance(op[0], nn.ReLU) and isinstance(op[-1], nn.BatchNorm2d)):
-                    raise TypeError(f"{name}: an op with weights starts with a ReLU and ends with a BatchNorm2d")
+                    raise TypeError(
+                        f"{name}: an op with weights starts with a ReLU and ends with a BatchNorm2d"
+                    )
                 self.copied[name], self.norms[name] = op[1:-1], op[-1]
             elif name != "none":
                 is_pool = "pool" in name
-                self.shared[name] = nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if is_pool else op
+                self.shared[name] = (
+                    nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if is_pool else op
+                )
 
     def forward(self, x, weights):  # (B, C, H, W), (E, number of ops)
         weight = dict(zip(PRIMITIVES, weights.unbind(1)))  # (E,) for each op
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
         # The BN that ends an op multiplies by the edge's weight in the same pass.
-        outputs = [scaled_bn(self.norms[name], op(x_copies), weight[name]) for name, op in self.copied.items()]
-        mixed = add(outputs).permute(0, 2, 3, 1).unflatten(3, (self.copies, self.C))  # a view, in channels_last
+        outputs = [
+            scaled_bn(self.norms[name], op(x_copies), weight[name])
+            for name, op in self.copied.items()
+        ]
+        mixed = (
+            add(outputs).permute(0, 2, 3, 1).unflatten(3, (self.copies, self.C))
+        )  # a view, in channels_last
         for name, op in self.shared.items():
             y = op(x).permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
             mixed = torch.addcmul(mixed, y, weight[name][:, None].to(y.dtype))  # (B, h, w, E, C)
@@ -63,7 +74,9 @@ def scaled_bn(bn, x, weight):
     weight = weight.repeat_interleave(x.shape[1] // len(weight))
     if isinstance(bn, nn.SyncBatchNorm):
         return bn(x) * weight[:, None, None].to(x.dtype)
-    return F.batch_norm(x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps)
+    return F.batch_norm(
+        x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps
+    )
 
 
 class Cell(nn.Module):
@@ -78,7 +91,8 @@ class Cell(nn.Module):
         # readers[j]: the nodes with an edge from j. The last node has none: it only goes to the output.
         self.readers = [range(max(2, j + 1), 2 + NODES) for j in range(1 + NODES)]
         self.sources = nn.ModuleList(
-            MixedEdges(C, 2 if reduction and j < 2 else 1, copies=len(nodes)) for j, nodes in enumerate(self.readers)
+            MixedEdges(C, 2 if reduction and j < 2 else 1, copies=len(nodes))
+            for j, nodes in enumerate(self.readers)
         )
 
     def forward(self, s0, s1, weights):  # weights: (edges, number of ops)
@@ -138,7 +152,9 @@ def derive(alphas) -> Genotype:
             edges = []
             for j in range(node):
                 row = weights[edge_index(node, j)]
-                best = max((k for k, name in enumerate(PRIMITIVES) if name != "none"), key=row.__getitem__)
+                best = max(
+                    (k for k, name in enumerate(PRIMITIVES) if name != "none"), key=row.__getitem__
+                )
                 edges.append((row[best], PRIMITIVES[best], j))
             edges.sort(key=lambda edge: -edge[0])
             pairs += [(op, j) for _, op, j in edges[:2]]

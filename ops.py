@@ -23,10 +23,16 @@ class DepthwiseConv(nn.Conv2d):
     for the input of a dilated one takes ten times as long as the forward pass."""
 
     def __init__(self, C, kernel, stride=1, dilation=1):
-        super().__init__(C, C, kernel, stride, dilation * (kernel // 2), dilation, groups=C, bias=False)
+        super().__init__(
+            C, C, kernel, stride, dilation * (kernel // 2), dilation, groups=C, bias=False
+        )
 
     def forward(self, x):
-        if x.device.type == "cpu" and self.stride == (1, 1) and not torch.is_autocast_enabled("cpu"):
+        if (
+            x.device.type == "cpu"
+            and self.stride == (1, 1)
+            and not torch.is_autocast_enabled("cpu")
+        ):
             return Depthwise.apply(x, self.weight, self.padding, self.dilation)
         return super().forward(x)
 
@@ -119,12 +125,16 @@ class HalfConvs(nn.Module):
         # The odd pixels start at 1; a zero at right and bottom stands for the one that an odd size lacks.
         odd = self.odd(self.every_other(F.pad(x, (-1, 1, -1, 1))))
         halves = zip(even.chunk(self.copies, 1), odd.chunk(self.copies, 1))
-        return torch.cat([half for pair in halves for half in pair], 1)  # (B, E*C_out, ceil(H/2), ceil(W/2))
+        return torch.cat(
+            [half for pair in halves for half in pair], 1
+        )  # (B, E*C_out, ceil(H/2), ceil(W/2))
 
 
 def factorized_reduce(C_in, C_out, affine, copies=1):
     """Halves height and width without losing every other pixel. C_out is even."""
-    return nn.Sequential(nn.ReLU(), HalfConvs(C_in, C_out, copies), nn.BatchNorm2d(copies * C_out, affine=affine))
+    return nn.Sequential(
+        nn.ReLU(), HalfConvs(C_in, C_out, copies), nn.BatchNorm2d(copies * C_out, affine=affine)
+    )
 
 
 class Zero(nn.Module):
@@ -145,7 +155,9 @@ def skip_connect(C, stride, affine, copies):
 OPS = {
     "none": lambda C, stride, affine, copies: Zero(stride),
     "max_pool_3x3": lambda C, stride, affine, copies: nn.MaxPool2d(3, stride, padding=1),
-    "avg_pool_3x3": lambda C, stride, affine, copies: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    "avg_pool_3x3": lambda C, stride, affine, copies: nn.AvgPool2d(
+        3, stride, padding=1, count_include_pad=False
+    ),
     "skip_connect": skip_connect,
     "sep_conv_3x3": sep_conv(3),
     "sep_conv_5x5": sep_conv(5),

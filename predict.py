@@ -11,29 +11,37 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+import cli
 import data
-import errors
 import genotypes
 import model_eval
 import pretext
 import utils
-from errors import InputError, at_least
+from cli import InputError, at_least
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Draw predictions of a network that train.py trained on seg.")
+    parser = argparse.ArgumentParser(
+        description="Draw predictions of a network that train.py trained on seg."
+    )
     parser.add_argument("run", help="the folder of the training")
-    parser.add_argument("--data", metavar="PATH", help="where the data set is (default: where it was in training)")
-    parser.add_argument("--images", type=at_least(1, int), default=4, metavar="N", help="how many, evenly chosen")
+    parser.add_argument(
+        "--data", metavar="PATH", help="where the data set is (default: where it was in training)"
+    )
+    parser.add_argument(
+        "--images", type=at_least(1, int), default=4, metavar="N", help="how many, evenly chosen"
+    )
     parser.add_argument("--out", metavar="FILE", help="default: predictions.png in the folder")
     return parser.parse_args(argv)
 
 
 def main(args):
     run = Path(args.run)
-    result = genotypes.read_json(run / "result.json")
+    result = cli.read_json(run / "result.json")
     if result["task"] != "seg":
-        raise InputError(f"{run} was trained on {result['task']}; only seg has a prediction for each pixel")
+        raise InputError(
+            f"{run} was trained on {result['task']}; only seg has a prediction for each pixel"
+        )
     saved = argparse.Namespace(**result["args"])
     _, test = data.load(saved.dataset, args.data or saved.data, saved.size, saved.limit)
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
@@ -45,7 +53,9 @@ def main(args):
     palette = torch.tensor(colormaps["tab20"].colors)
 
     def colored(classes):  # (H, W) -> (H, W, 3), black where nothing counts
-        return torch.where((classes == 255)[..., None], torch.zeros(3), palette[classes.clamp(max=19)])
+        return torch.where(
+            (classes == 255)[..., None], torch.zeros(3), palette[classes.clamp(max=19)]
+        )
 
     figure, seen = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained"), set()
     axes = figure.subplots(len(chosen), 3, squeeze=False)
@@ -58,9 +68,13 @@ def main(args):
         for ax, picture in zip(row, (image, colored(mask), colored(prediction))):
             ax.imshow(picture.numpy())
             ax.set_axis_off()
-    for ax, title in zip(axes[0], ("image", "mask", f"prediction, mIoU {result['final']:.1f} over all")):
+    for ax, title in zip(
+        axes[0], ("image", "mask", f"prediction, mIoU {result['final']:.1f} over all")
+    ):
         ax.set_title(title, fontsize=10)
-    handles = [Patch(color=palette[c].tolist(), label=test.mask_classes[c]) for c in sorted(seen - {255})]
+    handles = [
+        Patch(color=palette[c].tolist(), label=test.mask_classes[c]) for c in sorted(seen - {255})
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     out = args.out or run / "predictions.png"
     figure.savefig(out, dpi=120)
@@ -68,4 +82,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    errors.run(main, parse_args())
+    cli.run(main, parse_args)

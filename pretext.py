@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from errors import InputError
+from cli import InputError
 from ops import conv, total_stride
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -48,12 +48,20 @@ def random_crop_flip(x, padding):
 
 # The principal components of ImageNet's colours and their standard deviations, RGB in 0 .. 1; Krizhevsky et al. 2012
 COLOR_STD = [0.2175, 0.0188, 0.0045]
-COLOR_COMPONENTS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]  # one a column
+COLOR_COMPONENTS = [
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.8140],
+    [-0.5836, -0.6948, 0.4203],
+]  # one a column
 
 
 def color_jitter(x, strength):
     """Moves the colour of each image along the principal components; x is in 0 .. 1."""
-    amounts = strength * torch.randn(len(x), 3, device=x.device) * torch.tensor(COLOR_STD, device=x.device)
+    amounts = (
+        strength
+        * torch.randn(len(x), 3, device=x.device)
+        * torch.tensor(COLOR_STD, device=x.device)
+    )
     return x + (amounts @ torch.tensor(COLOR_COMPONENTS, device=x.device).T)[:, :, None, None]
 
 
@@ -93,7 +101,9 @@ class PixelHead(nn.Module):
         self.classifier = nn.Conv2d(C, num_classes, 1)
 
     def forward(self, x, size):
-        return F.interpolate(self.classifier(x), size=size, mode="bilinear", align_corners=True)  # (B, classes, H, W)
+        return F.interpolate(
+            self.classifier(x), size=size, mode="bilinear", align_corners=True
+        )  # (B, classes, H, W)
 
 
 class ASPPHead(nn.Module):
@@ -104,7 +114,9 @@ class ASPPHead(nn.Module):
         super().__init__()
 
         def branch(C_in, kernel=1, rate=1):
-            return nn.Sequential(conv(C_in, channels, kernel, dilation=rate), nn.BatchNorm2d(channels), nn.ReLU())
+            return nn.Sequential(
+                conv(C_in, channels, kernel, dilation=rate), nn.BatchNorm2d(channels), nn.ReLU()
+            )
 
         self.branches = nn.ModuleList([branch(C), *(branch(C, 3, rate) for rate in rates)])
         self.pooled = branch(C)
@@ -112,10 +124,14 @@ class ASPPHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, x, size):  # (B, C, h, w)
-        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])  # (B, channels, h, w)
+        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(
+            -1, -1, *x.shape[2:]
+        )  # (B, channels, h, w)
         x = torch.cat([*(branch(x) for branch in self.branches), pooled], 1)
         x = self.classifier(self.merge(x))
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, classes, H, W)
+        return F.interpolate(
+            x, size=size, mode="bilinear", align_corners=True
+        )  # (B, classes, H, W)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,10 +149,15 @@ class Task:
     num_classes: int
 
     in_channels, inputs_per_target, reductions = 3, 1, 2
-    classifies_inputs = True  # one target for each input of the network, as an auxiliary classifier needs it
+    classifies_inputs = (
+        True  # one target for each input of the network, as an auxiliary classifier needs it
+    )
     uses: str | None = None  # "labels" or "masks", what it reads of a data set besides images
     crop = "area"  # how images on disk are cut: windows of random area, or random windows of the image (see files.py)
-    metric, higher_is_better = "top1", True  # the entry of `metrics` that counts: percent of correct targets
+    metric, higher_is_better = (
+        "top1",
+        True,
+    )  # the entry of `metrics` that counts: percent of correct targets
 
     def __init__(self, data, size, grid, search, device):
         self.size = self.input_size = size
@@ -197,8 +218,12 @@ class Rotation(Task):
 
     def prepare(self, images, labels, index, train):
         x = self.augmented(images, train)
-        t = x.transpose(2, 3).contiguous()  # one copy for both quarter turns, faster than torch.rot90 twice
-        x = torch.stack([x, t.flip(2), x.flip(2, 3), t.flip(3)], 1)  # (B, 4, 3, H, W), counter-clockwise
+        t = x.transpose(
+            2, 3
+        ).contiguous()  # one copy for both quarter turns, faster than torch.rot90 twice
+        x = torch.stack(
+            [x, t.flip(2), x.flip(2, 3), t.flip(3)], 1
+        )  # (B, 4, 3, H, W), counter-clockwise
         targets = torch.arange(4, device=x.device).repeat(len(x))  # (B*4,)
         return x.flatten(0, 1), targets  # (B*4, 3, H, W)
 
@@ -215,14 +240,19 @@ class Colorization(Task):
         lightness, bins = color_tables()
         self.bins = bins.to(device)
         # The official code normalises L / 100 by the mean over the channels of the RGB statistics.
-        self.lightness = ((lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()).to(device)
+        self.lightness = ((lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()).to(
+            device
+        )
 
     def prepare(self, images, labels, index, train):
         images = images.contiguous()
         red, green, blue = (random_flip(images) if train else images).int().unbind(1)
         color = ((red << 16) | (green << 8) | blue).flatten()  # (B*H*W,)
         # On a CPU index_select is several times faster than indexing.
-        lightness, bins = self.lightness.index_select(0, color), self.bins.index_select(0, color).long()
+        lightness, bins = (
+            self.lightness.index_select(0, color),
+            self.bins.index_select(0, color).long(),
+        )
         return lightness.view_as(red).unsqueeze(1), bins.view_as(red)  # (B, 1, H, W), (B, H, W)
 
     def head(self, C):
@@ -230,7 +260,9 @@ class Colorization(Task):
 
     def loss(self, logits, targets, label_smoothing=0.0):
         # (B*H*W, 313), a view in channels_last; the cross-entropy of (B, 313, H, W) is not deterministic on a GPU
-        return super().loss(logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten(), label_smoothing)
+        return super().loss(
+            logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten(), label_smoothing
+        )
 
 
 class Jigsaw(Task):
@@ -245,7 +277,9 @@ class Jigsaw(Task):
         super().__init__(data, size, grid, search, device)
         self.grid, self.inputs_per_target = grid, grid * grid
         self.patch = size // grid
-        self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give the solution away
+        self.input_size = int(
+            0.76 * self.patch
+        )  # a gap, so that edges do not give the solution away
         perms = torch.from_numpy(permutations(grid)).to(device)  # (P, T)
         self.num_classes = len(perms)
         self.tile_in_slot = perms.argsort(1)
@@ -310,7 +344,9 @@ class Segmentation(Task):
     def loss(self, logits, targets, label_smoothing=0.0):
         # (B*H*W, classes), as for colours; the mean over the pixels that count is 0 where there are none, not NaN
         logits, targets = logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()
-        total = F.cross_entropy(logits, targets, ignore_index=255, label_smoothing=label_smoothing, reduction="sum")
+        total = F.cross_entropy(
+            logits, targets, ignore_index=255, label_smoothing=label_smoothing, reduction="sum"
+        )
         return total / (targets != 255).sum().clamp(min=1)
 
     def score(self, logits, targets):
@@ -329,7 +365,13 @@ class Segmentation(Task):
         return {"miou": sum(present) / max(1, len(present)), "iou": iou}
 
 
-TASKS = {"cls": Classification, "rot": Rotation, "col": Colorization, "jig": Jigsaw, "seg": Segmentation}
+TASKS = {
+    "cls": Classification,
+    "rot": Rotation,
+    "col": Colorization,
+    "jig": Jigsaw,
+    "seg": Segmentation,
+}
 
 
 def make_task(name, data, size, stem, layers, device, search=False) -> Task:
@@ -338,11 +380,15 @@ def make_task(name, data, size, stem, layers, device, search=False) -> Task:
         raise InputError(f"task {name} needs labels: {data.why_no_labels}")
     if TASKS[name].uses == "masks" and data.masks is None:
         raise InputError(f"task {name} needs masks: {data.why_no_masks}")
-    task = TASKS[name](data, size, 2 if stem == "cifar" else 3, search, device)  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
+    task = TASKS[name](
+        data, size, 2 if stem == "cifar" else 3, search, device
+    )  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
     stride = total_stride(stem, layers, task.reductions)
     if task.input_size < stride:
-        raise InputError(f"--size {size}: task {name} shows the network {task.input_size} pixels, which the {stem} stem and "
-                         f"{layers} cells divide by {stride}, to less than one")  # fmt: skip
+        raise InputError(
+            f"--size {size}: task {name} shows the network {task.input_size} pixels, which the {stem} stem and "
+            f"{layers} cells divide by {stride}, to less than one"
+        )
     return task
 
 
@@ -358,7 +404,9 @@ def permutations(grid) -> np.ndarray:
     tiles = grid * grid
     if grid == 2:
         return np.array(list(itertools.permutations(range(tiles))))
-    rng = np.random.RandomState(0)  # its stream is frozen, so all versions of numpy make the same task
+    rng = np.random.RandomState(
+        0
+    )  # its stream is frozen, so all versions of numpy make the same task
     candidates = np.argsort(rng.rand(20_000, tiles), axis=1).astype(np.int8)
     nearest = np.full(len(candidates), tiles)
     total = np.zeros(len(candidates))
@@ -375,12 +423,41 @@ def permutations(grid) -> np.ndarray:
 # Colorization: 8-bit RGB -> lightness and colour bin
 
 # The bins of Zhang et al.: for a = -90, -80, ..., 100, b runs in steps of 10 from the first to the second row's value.
-B_LOW = [50, 20, 0, -20, -30, -40, -50, -50, -60, -70, -80, -80, -90, -100, -100, -110, -110, -110, -110, -90]
+B_LOW = [
+    50,
+    20,
+    0,
+    -20,
+    -30,
+    -40,
+    -50,
+    -50,
+    -60,
+    -70,
+    -80,
+    -80,
+    -90,
+    -100,
+    -100,
+    -110,
+    -110,
+    -110,
+    -110,
+    -90,
+]
 B_HIGH = [90, 90, 90, 90, 100, 100, 100, 100, 100, 100, 90, 90, 90, 90, 80, 80, 80, 70, 70, 0]
-BINS = [(a, b) for a, low, high in zip(range(-90, 101, 10), B_LOW, B_HIGH) for b in range(low, high + 1, 10)]
+BINS = [
+    (a, b)
+    for a, low, high in zip(range(-90, 101, 10), B_LOW, B_HIGH)
+    for b in range(low, high + 1, 10)
+]
 
 # sRGB to CIE XYZ (IEC 61966-2-1), and the white point D65 of the 2 degree observer
-RGB_TO_XYZ = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+RGB_TO_XYZ = [
+    [0.412453, 0.357580, 0.180423],
+    [0.212671, 0.715160, 0.072169],
+    [0.019334, 0.119193, 0.950227],
+]
 WHITE = [0.95047, 1.0, 1.08883]
 
 
@@ -388,7 +465,11 @@ def rgb_to_lab(rgb):
     """8-bit RGB (..., 3) -> CIE Lab (..., 3) in float64."""
     rgb = rgb.double() / 255
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = linear @ torch.tensor(RGB_TO_XYZ, dtype=torch.float64).T / torch.tensor(WHITE, dtype=torch.float64)
+    xyz = (
+        linear
+        @ torch.tensor(RGB_TO_XYZ, dtype=torch.float64).T
+        / torch.tensor(WHITE, dtype=torch.float64)
+    )
     f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)

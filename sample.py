@@ -23,10 +23,18 @@ from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import errors
+import cli
 import genotypes
-from errors import InputError, at_least
-from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, NODES, PRIMITIVES, Genotype, NASBenchCell
+from cli import InputError, at_least
+from genotypes import (
+    MAX_EDGES,
+    MAX_VERTICES,
+    NASBENCH_OPS,
+    NODES,
+    PRIMITIVES,
+    Genotype,
+    NASBenchCell,
+)
 
 # torch is imported by what needs it: a status view on a cluster's login node does not.
 
@@ -38,25 +46,65 @@ NASBENCH_CELLS = 423_624
 
 def parse_args(argv=None):
     """The arguments of the sweep; `train_argv` are those for train.py."""
-    what = "Draw architectures and train each on each task. All other options are those of train.py."
+    what = (
+        "Draw architectures and train each on each task. All other options are those of train.py."
+    )
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from")
+    parser.add_argument(
+        "--space", choices=["darts", "nasbench101"], default="darts", help="where to draw from"
+    )
     # torchrun of Python 3.11 and older takes --n for a short form of its own options, -n not
-    parser.add_argument("-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many to draw")
+    parser.add_argument(
+        "-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many to draw"
+    )
     parser.add_argument("--draw_seed", type=at_least(0, int), default=0, help="of the draw")
-    parser.add_argument("--params", type=at_least(0), nargs=2, default=PARAMS, metavar=("LOW", "HIGH"),
-                        help="keep DARTS cells with so many parameters as width 16, 20 cells, 10 classes "
-                             "(default: 0.685e6 to 1.027e6, inferred from the paper's list)")  # fmt: skip
-    parser.add_argument("--macs", type=at_least(0), nargs=2, default=MACS, metavar=("LOW", "HIGH"),
-                        help="and multiply-accumulates at 32 x 32 (default: 100.6e6 to 150.9e6)")  # fmt: skip
+    parser.add_argument(
+        "--params",
+        type=at_least(0),
+        nargs=2,
+        default=PARAMS,
+        metavar=("LOW", "HIGH"),
+        help="keep DARTS cells with so many parameters as width 16, 20 cells, 10 classes "
+        "(default: 0.685e6 to 1.027e6, inferred from the paper's list)",
+    )
+    parser.add_argument(
+        "--macs",
+        type=at_least(0),
+        nargs=2,
+        default=MACS,
+        metavar=("LOW", "HIGH"),
+        help="and multiply-accumulates at 32 x 32 (default: 100.6e6 to 150.9e6)",
+    )
     parser.add_argument("--archs", metavar="FILE", help="train this list instead of drawing one")
     parser.add_argument("--draw_only", action="store_true", help="write archs.json and stop")
-    parser.add_argument("--tasks", nargs="+", default=["cls", "rot", "col", "jig"], help="of train.py (default: all four)")
-    parser.add_argument("--seeds", nargs="+", type=at_least(0, int), default=[1], help="of the trainings (default: 1)")
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/sample_SPACE_DATASET)")
-    parser.add_argument("--shard", metavar="I/N", default="0/1", help="only every N-th training, from I = 0, 1, ... N-1")
-    parser.add_argument("--retry_failed", action="store_true", help="train again what failed before")
-    parser.add_argument("--status", metavar="DIR", help="show how far the sweep in DIR is, and do nothing")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["cls", "rot", "col", "jig"],
+        help="of train.py (default: all four)",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=at_least(0, int),
+        default=[1],
+        help="of the trainings (default: 1)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write (default: runs/sample_SPACE_DATASET)"
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        default="0/1",
+        help="only every N-th training, from I = 0, 1, ... N-1",
+    )
+    parser.add_argument(
+        "--retry_failed", action="store_true", help="train again what failed before"
+    )
+    parser.add_argument(
+        "--status", metavar="DIR", help="show how far the sweep in DIR is, and do nothing"
+    )
     args, args.train_argv = parser.parse_known_args(argv)
     i, _, n = args.shard.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
@@ -79,7 +127,9 @@ def draw_nasbench(rng: random.Random) -> NASBenchCell:
         bits = rng.getrandbits(V * (V - 1) // 2)
         if bits.bit_count() > MAX_EDGES:
             continue
-        edges = [pair for k, pair in enumerate(itertools.combinations(range(V), 2)) if bits >> k & 1]
+        edges = [
+            pair for k, pair in enumerate(itertools.combinations(range(V), 2)) if bits >> k & 1
+        ]
         # All edges lead upwards, so all vertices are on a path from first to last if only the first has no edge that enters
         # it and only the last has none that leaves it.
         if len({i for i, _ in edges}) < V - 1 or len({j for _, j in edges}) < V - 1:
@@ -104,7 +154,10 @@ def draw_darts(rng: random.Random) -> Genotype:
     """Two inputs of each node, and their ops, uniform and independent, `none` and duplicates included, as the paper did."""
     cells = []
     for _ in ("normal", "reduce"):
-        cells += [[(rng.choice(PRIMITIVES), rng.randrange(2 + k // 2)) for k in range(2 * NODES)], [2, 3, 4, 5]]
+        cells += [
+            [(rng.choice(PRIMITIVES), rng.randrange(2 + k // 2)) for k in range(2 * NODES)],
+            [2, 3, 4, 5],
+        ]
     return Genotype(*cells)
 
 
@@ -118,8 +171,13 @@ def darts_costs():
     import pretext
     import utils
 
-    task = SimpleNamespace(in_channels=3, input_size=32, inputs_per_target=1, reductions=2,
-                           head=lambda C: pretext.PooledHead(C, 10))  # fmt: skip
+    task = SimpleNamespace(
+        in_channels=3,
+        input_size=32,
+        inputs_per_target=1,
+        reductions=2,
+        head=lambda C: pretext.PooledHead(C, 10),
+    )
 
     def cost(genotype):
         build = partial(model_eval.Network, genotype, 16, 20, "cifar", task)
@@ -132,7 +190,9 @@ def darts_costs():
     added = {}
     for cell, op, stride in itertools.product(("normal", "reduce"), PRIMITIVES, (1, 2)):
         if cell == "reduce" or stride == 1:
-            total = cost(nothing._replace(**{cell: [*nothing.normal[:-1], (op, 0 if stride == 2 else 2)]}))
+            total = cost(
+                nothing._replace(**{cell: [*nothing.normal[:-1], (op, 0 if stride == 2 else 2)]})
+            )
             added[cell, op, stride] = tuple(a - b for a, b in zip(total, base))
     return base, added
 
@@ -154,7 +214,11 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
             key, fits = genotypes.nasbench_hash(arch), True
         else:
             arch = draw_darts(rng)
-            cells = [sorted(pairs[k : k + 2]) for pairs in (arch.normal, arch.reduce) for k in range(0, 2 * NODES, 2)]
+            cells = [
+                sorted(pairs[k : k + 2])
+                for pairs in (arch.normal, arch.reduce)
+                for k in range(0, 2 * NODES, 2)
+            ]
             key, cost = str(cells), darts_cost(arch)  # the two inputs of a node may change places
             fits = all(low <= c <= high for c, (low, high) in zip(cost, (params, macs)))
         if fits and key not in found:
@@ -162,7 +226,9 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
         else:
             rejected += 1
         if rejected > 100_000:
-            raise InputError(f"none of 100,000 more cells is within --params {params} and --macs {macs}; found {len(found)}")
+            raise InputError(
+                f"none of 100,000 more cells is within --params {params} and --macs {macs}; found {len(found)}"
+            )
     return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 
@@ -172,7 +238,12 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
 
 def jobs_of(out, ids, tasks, seeds) -> dict:
     """{folder: (id, task, seed)} of every training. One seed after the other, so that early results cover all cells."""
-    return {out / task / f"{i}_s{seed}": (i, task, seed) for seed in seeds for i in ids for task in tasks}
+    return {
+        out / task / f"{i}_s{seed}": (i, task, seed)
+        for seed in seeds
+        for i in ids
+        for task in tasks
+    }
 
 
 def written(name, jobs):
@@ -181,7 +252,10 @@ def written(name, jobs):
 
 
 def status(jobs) -> str:
-    times, failed = [path.stat().st_mtime for path in written("result.json", jobs)], written("failed.json", jobs)
+    times, failed = (
+        [path.stat().st_mtime for path in written("result.json", jobs)],
+        written("failed.json", jobs),
+    )
     left = len(jobs) - len(times) - len(failed)
     text = f"{len(times)} done, {len(failed)} failed, {left} left of {len(jobs)}"
     last = sorted(times)[-20:]  # the pace of the last 20, of all processes together
@@ -192,13 +266,13 @@ def status(jobs) -> str:
 
 
 def show_status(out):
-    archs, sweep = genotypes.load_archs(out / "archs.json"), genotypes.read_json(out / "sweep.json")
+    archs, sweep = genotypes.load_archs(out / "archs.json"), cli.read_json(out / "sweep.json")
     jobs = jobs_of(out, archs, sweep["tasks"], sweep["seeds"])
     print(f"{out}: {status(jobs)}")
     for task in sweep["tasks"]:
         print(f"  {task}: {status(jobs_of(out, archs, [task], sweep['seeds']))}")
     for path in written("failed.json", jobs):
-        print(f"  failed: {path.parent}: {genotypes.read_json(path)['error']}")
+        print(f"  failed: {path.parent}: {cli.read_json(path)['error']}")
 
 
 def job_numbers(n):
@@ -218,16 +292,18 @@ def job_numbers(n):
 def run_job(args, folder, load):
     """Trains one; whatever it raises is written down and ends nothing but this training."""
     import train
-    import utils
 
     (folder / "failed.json").unlink(missing_ok=True)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # its numbers are in log.jsonl
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):  # its numbers are in log.jsonl
         try:
             train.main(args, load)
         except Exception as error:
             trace = "" if isinstance(error, InputError) else traceback.format_exc()
             text = f"{type(error).__name__}: {error}".removeprefix("InputError: ")
-            utils.write_json(folder / "failed.json", {"error": text, "traceback": trace})
+            cli.write_json(folder / "failed.json", {"error": text, "traceback": trace})
             return text
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # thousands of them would fill a disk
 
@@ -244,14 +320,32 @@ def main(args):
 
     # --- settings: those of train.py, once for all trainings
     def training(arch, task, seed, out):
-        return train.parse_args(["--recipe", "sample", *args.train_argv, "--arch", arch, "--task", task, "--seed", str(seed),
-                                 "--out", str(out), "--resume"])  # fmt: skip
+        return train.parse_args(
+            [
+                "--recipe",
+                "sample",
+                *args.train_argv,
+                "--arch",
+                arch,
+                "--task",
+                task,
+                "--seed",
+                str(seed),
+                "--out",
+                str(out),
+                "--resume",
+            ]
+        )
 
-    example, *_ = [training("", task, args.seeds[0], "") for task in args.tasks]  # an unknown task ends here
+    example, *_ = [
+        training("", task, args.seeds[0], "") for task in args.tasks
+    ]  # an unknown task ends here
     out = Path(args.out or f"runs/sample_{args.space}_{example.dataset}")
 
     device = example.device
-    if device == "cuda" and torch.cuda.is_available():  # the ranks of torchrun share the GPUs of their machine
+    if (
+        device == "cuda" and torch.cuda.is_available()
+    ):  # the ranks of torchrun share the GPUs of their machine
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     utils.open_device(device)  # what is wrong with it ends here
 
@@ -265,11 +359,22 @@ def main(args):
     # --- data
     load = lru_cache(maxsize=1)(data.load)  # once for all trainings of this process
     if not args.draw_only:
-        size = example.size or train.settings("sample", example.dataset, args.tasks[0], args.space).get("size")
+        size = example.size or train.settings(
+            "sample", example.dataset, args.tasks[0], args.space
+        ).get("size")
         # what is wrong with it ends here
-        data.print_found(*load(example.dataset, example.data, size, example.limit, example.download, example.workers))
+        data.print_found(
+            *load(
+                example.dataset,
+                example.data,
+                size,
+                example.limit,
+                example.download,
+                example.workers,
+            )
+        )
     out.mkdir(parents=True, exist_ok=True)
-    utils.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
+    cli.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
     print(f"{len(archs)} architectures: {path}")
     if args.draw_only:
         return
@@ -278,11 +383,13 @@ def main(args):
     settings = utils.identity_of(example)
     del settings["task"], settings["seed"]
     path = out / "sweep.json"
-    sweep = genotypes.read_json(path) if path.exists() else {"settings": settings, "tasks": [], "seeds": []}
+    sweep = (
+        cli.read_json(path) if path.exists() else {"settings": settings, "tasks": [], "seeds": []}
+    )
     utils.check_identity(path, sweep["settings"], settings)
     for key, values in (("tasks", args.tasks), ("seeds", args.seeds)):
         sweep[key] += [value for value in values if value not in sweep[key]]
-    utils.write_json(path, sweep)
+    cli.write_json(path, sweep)
     jobs = jobs_of(out, archs, args.tasks, args.seeds)
     mine = list(jobs.items())[args.shard[0] :: args.shard[1]]
     print(status(jobs), flush=True)
@@ -293,7 +400,9 @@ def main(args):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when a process ends, however it ends
+                fcntl.flock(
+                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the system frees it when a process ends, however it ends
             except BlockingIOError:
                 continue
             failed_before = (folder / "failed.json").exists() and not args.retry_failed
@@ -303,11 +412,16 @@ def main(args):
             job_args.device = device
             start = time.time()
             error = run_job(job_args, folder, load)
-        print(f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(jobs)}]", flush=True)
+        print(
+            f"{task} {arch} seed {seed}: {error or f'{time.time() - start:.0f} s'}  [{status(jobs)}]",
+            flush=True,
+        )
     failed = written("failed.json", jobs)
     if failed:
-        print(f"{len(failed)} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again")
+        print(
+            f"{len(failed)} trainings failed; python sample.py --status {out} lists them, --retry_failed tries them again"
+        )
 
 
 if __name__ == "__main__":
-    errors.run(main, parse_args())
+    cli.run(main, parse_args)

@@ -25,7 +25,12 @@ def object_parts(name, u, v):
     def triangle(y, w, h):  # upright, its base at height y
         return np.minimum(v - y, (1 - (v - y) / h) * w - abs(u))
 
-    red, orange, yellow, green = (0.8, 0.2, 0.15), (0.95, 0.55, 0.1), (0.95, 0.85, 0.2), (0.15, 0.5, 0.15)
+    red, orange, yellow, green = (
+        (0.8, 0.2, 0.15),
+        (0.95, 0.55, 0.1),
+        (0.95, 0.85, 0.2),
+        (0.15, 0.5, 0.15),
+    )
     blue, brown, pink = (0.2, 0.3, 0.75), (0.45, 0.3, 0.15), (0.9, 0.45, 0.6)
     white, gray, black = (0.9, 0.88, 0.8), (0.55, 0.55, 0.6), (0.1, 0.1, 0.1)
     return {
@@ -33,17 +38,33 @@ def object_parts(name, u, v):
         "box": [(rect(0, 0.7, 0.8, 0.7), brown)],
         "tent": [(triangle(0, 1.0, 1.7), blue), (triangle(0, 0.35, 0.9), black)],
         "tree": [(rect(0, 0.5, 0.14, 0.5), brown), (disk(0, 1.35, 0.65), green)],
-        "house": [(rect(0, 0.55, 0.8, 0.55), white), (triangle(1.1, 1.0, 0.8), red), (rect(0.25, 0.35, 0.18, 0.35), brown)],
-        "car": [(rect(0, 0.5, 1.0, 0.28), red), (rect(0.1, 0.95, 0.5, 0.3), gray), (disk(-0.55, 0.22, 0.22), black),
-                (disk(0.55, 0.22, 0.22), black)],
+        "house": [
+            (rect(0, 0.55, 0.8, 0.55), white),
+            (triangle(1.1, 1.0, 0.8), red),
+            (rect(0.25, 0.35, 0.18, 0.35), brown),
+        ],
+        "car": [
+            (rect(0, 0.5, 1.0, 0.28), red),
+            (rect(0.1, 0.95, 0.5, 0.3), gray),
+            (disk(-0.55, 0.22, 0.22), black),
+            (disk(0.55, 0.22, 0.22), black),
+        ],
         "tower": [(rect(0, 0.8, 0.3, 0.8), gray), (triangle(1.6, 0.42, 0.5), red)],
-        "mushroom": [(rect(0, 0.5, 0.2, 0.5), white), (np.minimum(disk(0, 0.9, 0.85), v - 0.9), red)],
-        "boat": [(np.minimum(rect(0, 0.25, 1.0, 0.25), 0.6 + v - abs(u)), brown),
-                 (np.minimum(triangle(0.55, 0.8, 1.4), u), white)],
+        "mushroom": [
+            (rect(0, 0.5, 0.2, 0.5), white),
+            (np.minimum(disk(0, 0.9, 0.85), v - 0.9), red),
+        ],
+        "boat": [
+            (np.minimum(rect(0, 0.25, 1.0, 0.25), 0.6 + v - abs(u)), brown),
+            (np.minimum(triangle(0.55, 0.8, 1.4), u), white),
+        ],
         "flower": [(rect(0, 0.5, 0.07, 0.5), green), (disk(0.25, 0.35, 0.2), green)]
-        + [(disk(0.38 * np.cos(t), 1.35 + 0.38 * np.sin(t), 0.28), pink) for t in np.arange(5) * 2 * np.pi / 5]
+        + [
+            (disk(0.38 * np.cos(t), 1.35 + 0.38 * np.sin(t), 0.28), pink)
+            for t in np.arange(5) * 2 * np.pi / 5
+        ]
         + [(disk(0, 1.35, 0.22), yellow)],
-    }[name]  # fmt: skip
+    }[name]
 
 
 @lru_cache  # for many trainings in one process
@@ -62,7 +83,9 @@ def load_shapes(n, seed, size=32):
 
         def paint(image, inside, color, shade=1.0):
             cover = np.clip(inside * size / 2 + 0.5, 0, 1)[..., None]  # 1 px wide soft edges
-            return image * (1 - cover) + cover * color * np.asarray(shade)[..., None], cover[..., 0] > 0.5
+            return image * (1 - cover) + cover * color * np.asarray(shade)[..., None], cover[
+                ..., 0
+            ] > 0.5
 
         # Half of the scenes are outdoors, half are a wall and a floor of any colour, where orientation is harder to see.
         outdoors = rng.rand(m, 1, 1, 1) < 0.5
@@ -77,21 +100,35 @@ def load_shapes(n, seed, size=32):
         grounds = np.array([[0.35, 0.55, 0.2], [0.6, 0.5, 0.3], [0.45, 0.45, 0.4]])
         ground = grounds[rng.randint(0, 3, m)][:, None, None] + uniform(-0.08, 0.08, 3)
         texture = 1 + 0.12 * rng.randn(m, size, size) * outdoors[..., 0] - 0.25 * (y + 1)
-        image, is_ground = paint(image, horizon - y, np.where(outdoors, ground, uniform(0.1, 0.9, 3)), texture)
-        for _ in range(3):  # stones and bushes of any colour, so that colour alone does not tell what the object is
+        image, is_ground = paint(
+            image, horizon - y, np.where(outdoors, ground, uniform(0.1, 0.9, 3)), texture
+        )
+        for _ in range(
+            3
+        ):  # stones and bushes of any colour, so that colour alone does not tell what the object is
             px, py, r = uniform(-1, 1), horizon - uniform(0, 0.6), uniform(0.06, 0.2)
             stone = np.minimum(r - np.hypot(x - px, y - py), y - py)
             image, _ = paint(image, stone, uniform(0.05, 0.95, 3), 0.7 + 0.5 * (y - py) / r)
-        scale, foot, middle = uniform(0.25, 0.5), horizon - uniform(0.05, 0.35), uniform(-0.45, 0.45)
+        scale, foot, middle = (
+            uniform(0.25, 0.5),
+            horizon - uniform(0.05, 0.35),
+            uniform(-0.45, 0.45),
+        )
         u, v = (x - middle) / scale, (y - foot) / scale
-        image, _ = paint(image, (0.3 - np.hypot((u - 0.1) / 3.6, v / 0.7)) * scale, np.array([0.12, 0.14, 0.1]))
+        image, _ = paint(
+            image, (0.3 - np.hypot((u - 0.1) / 3.6, v / 0.7)) * scale, np.array([0.12, 0.14, 0.1])
+        )
         mask = is_ground.astype(np.uint8)
         for inside, color in object_parts(name, u, v):
             light = 0.65 + 0.25 * np.clip(v, 0, 2)  # from above
-            image, covered = paint(image, inside * scale, np.array(color) + uniform(-0.25, 0.25, 3), light)
+            image, covered = paint(
+                image, inside * scale, np.array(color) + uniform(-0.25, 0.25, 3), light
+            )
             mask[covered] = 2 + SHAPES.index(name)
         fog = uniform(0, 0.8, 1)
-        return image * (1 - fog) + fog * uniform(0.3, 0.9, 3) + 0.07 * rng.randn(m, size, size, 3), mask
+        return image * (1 - fog) + fog * uniform(0.3, 0.9, 3) + 0.07 * rng.randn(
+            m, size, size, 3
+        ), mask
 
     for c, name in enumerate(SHAPES):
         images[labels == c], masks[labels == c] = draw(name, (labels == c).sum())

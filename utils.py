@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from errors import InputError, at_least
+from cli import InputError, at_least, format_metrics, format_seconds, replace_file
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line and set-up
@@ -26,16 +25,52 @@ from errors import InputError, at_least
 def add_run_arguments(group):
     """The options of a run that are not about data, model or optimiser."""
     group.add_argument("--out", metavar="DIR", help="where to write (default: a name under runs/)")
-    group.add_argument("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, data and the halves of a search")
-    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
-    group.add_argument("--workers", type=at_least(0, int), metavar="N",
-                       help="processes that decode images, of each rank (default: its cores, at most 8)")  # fmt: skip
-    group.add_argument("--deterministic", action="store_true", help="reproducible on a GPU as well; slower")
-    group.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 with scaled losses, for older GPUs")
-    group.add_argument("--sync_bn", action="store_true", help="BN statistics over the images of all ranks (GPUs only)")
-    group.add_argument("--resume", action="store_true", help="continue the run in --out; start it if there is none")
-    group.add_argument("--save_every", type=at_least(0, int), metavar="STEPS", help="save within an epoch, too; 0: do not")
-    group.add_argument("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="steps between two lines")
+    group.add_argument(
+        "--seed",
+        type=at_least(0, int, 2**32),
+        default=0,
+        help="of weights, data and the halves of a search",
+    )
+    group.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1 ...",
+    )
+    group.add_argument(
+        "--workers",
+        type=at_least(0, int),
+        metavar="N",
+        help="processes that decode images, of each rank (default: its cores, at most 8)",
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", help="reproducible on a GPU as well; slower"
+    )
+    group.add_argument(
+        "--amp",
+        choices=["bf16", "fp16"],
+        help="mixed precision; fp16 with scaled losses, for older GPUs",
+    )
+    group.add_argument(
+        "--sync_bn",
+        action="store_true",
+        help="BN statistics over the images of all ranks (GPUs only)",
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="continue the run in --out; start it if there is none"
+    )
+    group.add_argument(
+        "--save_every",
+        type=at_least(0, int),
+        metavar="STEPS",
+        help="save within an epoch, too; 0: do not",
+    )
+    group.add_argument(
+        "--print_every",
+        type=at_least(1, int),
+        default=50,
+        metavar="STEPS",
+        help="steps between two lines",
+    )
 
 
 def fill_defaults(args, defaults):
@@ -48,7 +83,9 @@ def fill_defaults(args, defaults):
 def setup(args):
     """Joins the other ranks if torchrun started us, seeds everything and returns the device."""
     world = int(os.environ.get("WORLD_SIZE", 1))
-    device = open_device(f"cuda:{os.environ['LOCAL_RANK']}" if world > 1 and args.device == "cuda" else args.device)
+    device = open_device(
+        f"cuda:{os.environ['LOCAL_RANK']}" if world > 1 and args.device == "cuda" else args.device
+    )
     if args.sync_bn and device.type == "cpu":
         raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
     if world > 1 and not dist.is_initialized():
@@ -56,7 +93,9 @@ def setup(args):
         if rank():
             sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
     # torchrun --max_restarts: go on where the ranks stopped. On several nodes not all count the same restarts.
-    args.resume = any(gather(args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
+    args.resume = any(
+        gather(args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+    )
     signal.signal(signal.SIGTERM, ask_to_stop)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
@@ -94,20 +133,29 @@ def check_batch_size(batch_size, accumulate=1):
     """InputError if the ranks, and the parts of --accumulate, cannot share a batch evenly."""
     parts = accumulate * world_size()
     if batch_size % parts or batch_size < 2 * parts:  # BN over a single value is undefined
-        raise InputError(f"--batch_size {batch_size}: needs {parts} equal parts (processes x --accumulate) of at least 2")
+        raise InputError(
+            f"--batch_size {batch_size}: needs {parts} equal parts (processes x --accumulate) of at least 2"
+        )
 
 
 def environment(device):
     """What a result depends on besides its arguments."""
     folder = shlex.quote(str(Path(__file__).parent))
-    commit = subprocess.getoutput(f"git -C {folder} describe --always --dirty 2>/dev/null") or None  # no git, or not a clone
+    commit = (
+        subprocess.getoutput(f"git -C {folder} describe --always --dirty 2>/dev/null") or None
+    )  # no git, or not a clone
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "torchvision": importlib.metadata.version("torchvision")},
-        "git_commit": commit, "world_size": world_size(), "date": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": importlib.metadata.version("torchvision"),
+        },
+        "git_commit": commit,
+        "world_size": world_size(),
+        "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-    }  # fmt: skip
+    }
 
 
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):
@@ -146,7 +194,9 @@ def average(tensors):
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    for tensor, part in zip(tensors, (flat / world_size()).split([tensor.numel() for tensor in tensors])):
+    for tensor, part in zip(
+        tensors, (flat / world_size()).split([tensor.numel() for tensor in tensors])
+    ):
         tensor.copy_(part.view_as(tensor))
 
 
@@ -163,7 +213,9 @@ def check_same(what, value):
     """InputError if the ranks found different things on their disks."""
     values = gather(value)
     if any(other != values[0] for other in values):
-        raise InputError(f"the processes disagree on {what} ({values}): both must be the same for all of them")
+        raise InputError(
+            f"the processes disagree on {what} ({values}): both must be the same for all of them"
+        )
 
 
 def count_unreadable(data):
@@ -175,7 +227,9 @@ def check_equal(name, tensor):
     first, *others = gather(tensor.detach().cpu())
     for k, other in enumerate(others, start=1):
         if not torch.equal(first, other):
-            raise RuntimeError(f"{name} of rank 0 and rank {k} differ by up to {(first - other).abs().max():.3g}")
+            raise RuntimeError(
+                f"{name} of rank 0 and rank {k} differ by up to {(first - other).abs().max():.3g}"
+            )
 
 
 def finish():
@@ -204,7 +258,10 @@ def stop_requested():
 
 def stop(out):
     if not rank():
-        print(f"stopped by SIGTERM; the same command with --resume goes on from {out / 'checkpoint.pt'}", file=sys.stderr)
+        print(
+            f"stopped by SIGTERM; the same command with --resume goes on from {out / 'checkpoint.pt'}",
+            file=sys.stderr,
+        )
     finish()  # the first rank to end makes torchrun end the others, so rank 0 has to be done with the checkpoint
     sys.exit(STOPPED)
 
@@ -277,7 +334,9 @@ def evaluate(network, task, batches, autocast, *alphas) -> dict:
 def finite(result, epoch, step, task):
     """The result of a meter or evaluation up to this step, or the end of the run where the loss is not a number."""
     if not math.isfinite(result["loss"]):
-        raise InputError(f"the loss is {result['loss']} by epoch {epoch}, step {step}, task {task}: try a smaller --lr")
+        raise InputError(
+            f"the loss is {result['loss']} by epoch {epoch}, step {step}, task {task}: try a smaller --lr"
+        )
     return result
 
 
@@ -285,26 +344,12 @@ def finite(result, epoch, step, task):
 # Files: all but the lines of log.jsonl are written under another name and renamed, so that a kill leaves the old or the new
 
 
-def replace_file(path, write):
-    if rank():
-        return
-    partial = Path(f"{path}.{os.getpid()}.tmp")  # several processes may write one file
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path, value):
-    replace_file(path, lambda file: file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode()))
-
-
 def save_checkpoint(out, state, device):
     """`state`: state dicts and plain values. The random states of torch of all ranks are added; augmentation uses them."""
     cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     state = {**state, "rng": gather({"cpu": torch.get_rng_state(), **cuda})}
-    replace_file(out / "checkpoint.pt", lambda file: torch.save(state, file))
+    if not rank():
+        replace_file(out / "checkpoint.pt", lambda file: torch.save(state, file))
 
 
 PROGRESS = ("epoch", "step", "seconds", "history", "meters")  # how far a checkpoint is
@@ -326,7 +371,10 @@ def resume(args, out, device, identity, parts):
         for name, part in parts.items():
             part.load_state_dict(state[name])
         restore_rng(state, device, args)
-        print(f"resumed after epoch {state['epoch']}" + (f" and {state['step']} steps" if state["step"] else ""))
+        print(
+            f"resumed after epoch {state['epoch']}"
+            + (f" and {state['step']} steps" if state["step"] else "")
+        )
     how_far = state["epoch"], state["step"], identity["size"], identity["split"]
     check_same("the checkpoint in --out and the images in --data", how_far)
     return state
@@ -340,7 +388,9 @@ def load_checkpoint(out, identity):
         found = state["identity"]
     except Exception as error:  # torch raises many types on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a usable checkpoint ({reason}); remove {out} to start anew") from None
+        raise InputError(
+            f"{path}: not a usable checkpoint ({reason}); remove {out} to start anew"
+        ) from None
     check_identity(path, found, identity)
     return state
 
@@ -349,8 +399,10 @@ def check_identity(path, found, identity):
     """InputError if a file of a run was written under other settings than those of this run."""
     for key in identity:
         if key not in found or found[key] != identity[key]:
-            raise InputError(f"{path} was written with {key} = {found.get(key)}, this run has {identity[key]}; "
-                             "resume with the same settings or choose another --out")  # fmt: skip
+            raise InputError(
+                f"{path} was written with {key} = {found.get(key)}, this run has {identity[key]}; "
+                "resume with the same settings or choose another --out"
+            )
 
 
 def restore_rng(state, device, args):
@@ -376,8 +428,20 @@ def open_run(args, default_name):
     return out
 
 
-WHERE_AND_HOW = {"arch", "out", "resume", "device", "print_every", "data", "download", "workers", "deterministic",
-                 "accumulate", "save_every", "compile"}  # fmt: skip
+WHERE_AND_HOW = {
+    "arch",
+    "out",
+    "resume",
+    "device",
+    "print_every",
+    "data",
+    "download",
+    "workers",
+    "deterministic",
+    "accumulate",
+    "save_every",
+    "compile",
+}
 
 
 def identity_of(args, **more):
@@ -393,7 +457,10 @@ class Log:
 
     def __init__(self, out, header, epochs_done, steps_done):
         def is_before(line):
-            return (line.get("epoch", 0), line.get("step", math.inf)) <= (epochs_done + 1, steps_done)
+            return (line.get("epoch", 0), line.get("step", math.inf)) <= (
+                epochs_done + 1,
+                steps_done,
+            )
 
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -403,15 +470,22 @@ class Log:
         lines = [json.dumps(header) + "\n"]
         if (epochs_done or steps_done) and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            lines = [line for line in lines if line.endswith("\n") and is_before(json.loads(line))]  # a kill may tear one
-        replace_file(self.path, lambda file: file.write("".join(lines).encode()))
+            lines = [
+                line for line in lines if line.endswith("\n") and is_before(json.loads(line))
+            ]  # a kill may tear one
+        if not rank():
+            replace_file(self.path, lambda file: file.write("".join(lines).encode()))
         if Log.events:  # of the training before in a sweep
             Log.events.close()
         try:
-            from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds and --help needs none
+            from torch.utils.tensorboard import (
+                SummaryWriter,  # here, as it takes seconds and --help needs none
+            )
         except ImportError:
             SummaryWriter = None
-        Log.events = None if rank() or not SummaryWriter else SummaryWriter(out, purge_step=epochs_done + 1)
+        Log.events = (
+            None if rank() or not SummaryWriter else SummaryWriter(out, purge_step=epochs_done + 1)
+        )
 
     def write(self, **values):
         if rank():
@@ -430,7 +504,12 @@ class Progress:
     """A line every --print_every steps: where the run is, how fast, how much time is left. Epochs and steps count from 1."""
 
     def __init__(self, log, args, steps, steps_done):
-        self.log, self.every, self.epochs, self.batch_size = log, args.print_every, args.epochs, args.batch_size
+        self.log, self.every, self.epochs, self.batch_size = (
+            log,
+            args.print_every,
+            args.epochs,
+            args.batch_size,
+        )
         self.steps, self.start, self.start_step = steps, time.time(), steps_done
 
     def step(self, epoch, step, values):
@@ -441,14 +520,11 @@ class Progress:
         rate = (done - self.start_step) / (time.time() - self.start)
         left = (self.epochs * self.steps - done) / rate
         result = values()
-        print(f"epoch {epoch}/{self.epochs}  step {step}/{self.steps}  {numbers(result)}  "
-              f"{rate * self.batch_size:.3g} images/s  {clock(left)} left", flush=True)  # fmt: skip
-        self.log.write(epoch=epoch, step=step, **result, images_per_second=round(rate * self.batch_size, 1))
-
-
-def numbers(values):
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not isinstance(value, list))
-
-
-def clock(seconds):
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")  # 0:05, 10:05, 1:10:05
+        print(
+            f"epoch {epoch}/{self.epochs}  step {step}/{self.steps}  {format_metrics(result)}  "
+            f"{rate * self.batch_size:.3g} images/s  {format_seconds(left)} left",
+            flush=True,
+        )
+        self.log.write(
+            epoch=epoch, step=step, **result, images_per_second=round(rate * self.batch_size, 1)
+        )

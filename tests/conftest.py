@@ -1,6 +1,8 @@
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests at a time, one thread each; before torch is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # several tests at a time, one thread each; before torch is imported
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ DATA = Path(os.environ.get("UNNAS_DATA", "/nonexistent"))
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name != "test_readme.py")  # the longest first, so that no process ends with it
+    items.sort(
+        key=lambda item: item.path.name != "test_readme.py"
+    )  # the longest first, so that no process ends with it
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +53,12 @@ def imagenet(tmp_path):
     photo(80, 60).convert("CMYK").save(train / "n01" / "cmyk.JPEG")
     photo(80, 60).save(train / "n01" / "turned.JPEG", exif=exif)
     photo(80, 60).save(train / "n01" / "broken_tags.JPEG", exif=b"Exif\0\0II*\0nonsense")
-    photo(80, 60).save(train / "n01" / "two_in_one.JPEG", format="MPO", save_all=True, append_images=[photo(80, 60)])
+    photo(80, 60).save(
+        train / "n01" / "two_in_one.JPEG",
+        format="MPO",
+        save_all=True,
+        append_images=[photo(80, 60)],
+    )
     photo(1, 500).save(train / "n01" / "high.png")
     photo(500, 1).save(train / "n01" / "wide.png")
     for k in range(20):

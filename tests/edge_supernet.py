@@ -15,7 +15,9 @@ class MixedOp(nn.Module):
         self.ops = nn.ModuleList()
         for name in PRIMITIVES:
             op = OPS[name](C, stride, affine=False, copies=1)
-            self.ops.append(nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if "pool" in name else op)
+            self.ops.append(
+                nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if "pool" in name else op
+            )
 
     def forward(self, x, weights):
         return sum(w * op(x) for w, op in zip(weights, self.ops))
@@ -78,7 +80,9 @@ def paired_parameters(supernet, oracle):
     for cell, edge_cell in zip(supernet.cells, oracle.cells):
         for j, (source, readers) in enumerate(zip(cell.sources, cell.readers)):
             for name, op in source.copied.items():
-                twins = [edge_cell.edges[f"{j}->{node}"].ops[PRIMITIVES.index(name)] for node in readers]
+                twins = [
+                    edge_cell.edges[f"{j}->{node}"].ops[PRIMITIVES.index(name)] for node in readers
+                ]
                 twin_params = zip(*(twin.parameters() for twin in twins))
                 inside += list(zip(op.parameters(), map(list, twin_params)))
     paired = {id(p) for p, _ in inside}

@@ -7,7 +7,11 @@ from scipy.spatial import cKDTree
 import data
 import pretext
 
-TREE, TO_XYZ, WHITE = cKDTree(np.array(pretext.BINS)), np.array(pretext.RGB_TO_XYZ).T, np.array(pretext.WHITE)
+TREE, TO_XYZ, WHITE = (
+    cKDTree(np.array(pretext.BINS)),
+    np.array(pretext.RGB_TO_XYZ).T,
+    np.array(pretext.WHITE),
+)
 MEAN, STD = np.array((data.ImageSet.mean, data.ImageSet.std), np.float32)
 
 
@@ -16,7 +20,9 @@ def plain_col(image):
     xyz = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92) @ TO_XYZ / WHITE
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     ab = np.stack([500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
-    return (116 * f[..., 1] - 16).astype(np.float32), TREE.query(ab.reshape(-1, 2))[1].reshape(image.shape[:2])
+    return (116 * f[..., 1] - 16).astype(np.float32), TREE.query(ab.reshape(-1, 2))[1].reshape(
+        image.shape[:2]
+    )
 
 
 def plain_rot(image):
@@ -31,9 +37,14 @@ def plain_jig(image):
     x = image[:, :: np.random.choice((-1, 1))].astype(np.float32) / 255
     if np.random.rand() < 0.3:
         x = np.repeat((x @ np.array([0.2125, 0.7154, 0.0721], np.float32))[..., None], 3, -1)
-    target, tiles = np.random.randint(len(perms)), np.empty((grid * grid, 3, tile, tile), np.float32)
+    target, tiles = (
+        np.random.randint(len(perms)),
+        np.empty((grid * grid, 3, tile, tile), np.float32),
+    )
     for k in range(grid * grid):
-        top, left = np.random.randint(0, patch - tile + 1, 2) + patch * np.array([k // grid, k % grid])
+        top, left = np.random.randint(0, patch - tile + 1, 2) + patch * np.array(
+            [k // grid, k % grid]
+        )
         part = x[top : top + tile, left : left + tile]
         tiles[perms[target, k]] = ((part - part.mean()) / part.std()).transpose(2, 0, 1)
     return tiles, target

@@ -8,17 +8,28 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+import cli
 import data
 import model_eval
 import pretext
 import search
 import train
 import utils
-from errors import InputError
+from cli import InputError
 from genotypes import load_arch
 
 SMALL = ["--width", "4", "--layers", "2", "--device", "cpu", "--epochs", "1"]
-STOPPED = [*SMALL, "--arch", "darts_v2", "--limit", "60", "--batch_size", "12", "--epochs", "6"]  # what is stopped or killed
+STOPPED = [
+    *SMALL,
+    "--arch",
+    "darts_v2",
+    "--limit",
+    "60",
+    "--batch_size",
+    "12",
+    "--epochs",
+    "6",
+]  # what is stopped or killed
 
 
 def evaluations():
@@ -30,7 +41,9 @@ def evaluations():
         torch.manual_seed(0)
         network = model_eval.Network(load_arch("darts_v2"), 4, 2, "cifar", task)
         batches = data.batches(test, task, 12, "cpu")
-        found[name] = utils.evaluate(network, task, batches, utils.precision(torch.device("cpu"), None)[0])
+        found[name] = utils.evaluate(
+            network, task, batches, utils.precision(torch.device("cpu"), None)[0]
+        )
     return found
 
 
@@ -55,10 +68,24 @@ def exact_search(out, reduce_alphas=True):
             plain["average"](parameters)
 
     nn.BatchNorm2d.train = lambda self, mode=True: plain["train"](self, False)
-    pretext.Rotation.prepare = lambda self, *batch, train: plain["prepare"](self, *batch, train=False)
+    pretext.Rotation.prepare = lambda self, *batch, train: plain["prepare"](
+        self, *batch, train=False
+    )
     torch.optim.Adam.step, utils.average_gradients = step, average_gradients
     try:
-        argv = [*SMALL, "--task", "rot", "--size", "16", "--limit", "128", "--batch_size", "32", "--print_every", "1"]
+        argv = [
+            *SMALL,
+            "--task",
+            "rot",
+            "--size",
+            "16",
+            "--limit",
+            "128",
+            "--batch_size",
+            "32",
+            "--print_every",
+            "1",
+        ]
         argv += ["--out", str(out)]
         genotype = search.main(search.parse_args(argv))
     except RuntimeError as raised:
@@ -81,7 +108,9 @@ def whole_runs(out):
     for task in pretext.TASKS:
         argv = [*SMALL, "--task", task, "--limit", "41", "--batch_size", "10"]
         search.main(search.parse_args([*argv, "--out", str(out / f"search_{task}")]))
-        train.main(train.parse_args([*argv, "--arch", "darts_v2", "--out", str(out / f"train_{task}")]))
+        train.main(
+            train.parse_args([*argv, "--arch", "darts_v2", "--out", str(out / f"train_{task}")])
+        )
 
 
 def run_with_nan(out):
@@ -94,7 +123,19 @@ def run_with_nan(out):
 
     pretext.Rotation.prepare, error = prepare, None
     try:
-        argv = [*SMALL, "--arch", "darts_v2", "--task", "rot", "--limit", "40", "--batch_size", "10", "--print_every", "1"]
+        argv = [
+            *SMALL,
+            "--arch",
+            "darts_v2",
+            "--task",
+            "rot",
+            "--limit",
+            "40",
+            "--batch_size",
+            "10",
+            "--print_every",
+            "1",
+        ]
         train.main(train.parse_args([*argv, "--out", str(out)]))
     except InputError as raised:
         error = str(raised)
@@ -109,7 +150,9 @@ def stopped_run(out):
 
     def stop_requested():
         calls.append(1)
-        utils.stop_asked = len(calls) == 7 and utils.rank() == utils.world_size() - 1  # in the second epoch
+        utils.stop_asked = (
+            len(calls) == 7 and utils.rank() == utils.world_size() - 1
+        )  # in the second epoch
         return plain()
 
     utils.stop_requested = stop_requested
@@ -135,10 +178,13 @@ def main(out):
         whole_runs(out)
         found["stopped"] = stopped_run(out)
         found["nan"] = run_with_nan(out / "nan")
-    utils.write_json(out / "found.json", found)
+    if not utils.rank():
+        cli.write_json(out / "found.json", found)
     torch.distributed.barrier()
     sys.stdout.flush()
-    os._exit(0)  # all is written; gloo's threads now and then abort a process that takes its group down at the end
+    os._exit(
+        0
+    )  # all is written; gloo's threads now and then abort a process that takes its group down at the end
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import cli
 import correlate
-import errors
 import genotypes
-from errors import InputError
+from cli import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +40,11 @@ def test_top_and_best_half():
     x = y.copy()
     x[[18, 0]] = x[[0, 18]]
     found = correlate.compare(x, y, np.full(20, np.nan), 100, seed=0)
-    assert found["top10_overlap"] == 0.5 and np.isnan(found["partial_rho"]) and found["partial_rho_interval"] is None
+    assert (
+        found["top10_overlap"] == 0.5
+        and np.isnan(found["partial_rho"])
+        and found["partial_rho_interval"] is None
+    )
     assert found["rho_best_half"] == pytest.approx(stats.spearmanr(x[10:], y[10:]).statistic)
 
 
@@ -52,15 +56,41 @@ def test_partial_correlation_of_what_is_only_size():
     assert found["rho"] > 0.8 and abs(found["partial_rho"]) < 0.15
 
 
-def write_result(folder, arch, task, score, seed=1, params=1000, higher=True, dataset="cifar10", final=None, **args):
-    genotype = {"normal": [["skip_connect", arch]], "normal_concat": [2], "reduce": [["none", 0]], "reduce_concat": [2]}
+def write_result(
+    folder,
+    arch,
+    task,
+    score,
+    seed=1,
+    params=1000,
+    higher=True,
+    dataset="cifar10",
+    final=None,
+    **args,
+):
+    genotype = {
+        "normal": [["skip_connect", arch]],
+        "normal_concat": [2],
+        "reduce": [["none", 0]],
+        "reduce_concat": [2],
+    }
     path = folder / task / f"{arch}_s{seed}" / "result.json"
     path.parent.mkdir(parents=True)
     result = {
-        "arch": f"{arch:05}", "space": "darts", "genotype": genotype, "task": task, "dataset": dataset, "seed": seed,
-        "metric": "top1", "higher_is_better": higher, "best": score, "final": score if final is None else final,
-        "params": params, "epochs": [{"top1": score / 2}, {"top1": score}], "identity": {"seed": seed, "lr": 0.1, **args},
-    }  # fmt: skip
+        "arch": f"{arch:05}",
+        "space": "darts",
+        "genotype": genotype,
+        "task": task,
+        "dataset": dataset,
+        "seed": seed,
+        "metric": "top1",
+        "higher_is_better": higher,
+        "best": score,
+        "final": score if final is None else final,
+        "params": params,
+        "epochs": [{"top1": score / 2}, {"top1": score}],
+        "identity": {"seed": seed, "lr": 0.1, **args},
+    }
     path.write_text(json.dumps(result))
 
 
@@ -79,15 +109,32 @@ def test_own_results(tmp_path, capsys):
     for seed in (0, 1):
         for k in range(12):
             write_result(tmp_path / "a", k, "cls", 50 + cls[seed, k], seed, params=1000 + k)
-            write_result(tmp_path / "a", k, "rot", 60 + rot[seed, k], seed, params=1000 + k, final=60 - rot[seed, k])
+            write_result(
+                tmp_path / "a",
+                k,
+                "rot",
+                60 + rot[seed, k],
+                seed,
+                params=1000 + k,
+                final=60 - rot[seed, k],
+            )
     write_result(tmp_path / "a", 99, "rot", 70)  # not trained on cls
     write_result(tmp_path / "a", 98, "rot", float("nan"))
     table = run(tmp_path / "o", tmp_path / "a")["darts"]
     pair = pair_of(table, ["cifar10", "rot"], ["cifar10", "cls"])
-    assert pair["n"] == 12 and pair["rho"] == pytest.approx(stats.spearmanr(cls.mean(0), rot.mean(0)).statistic)
-    assert table["stability"]["cifar10 rot"] == {"seeds": 2, "rho": pytest.approx(stats.spearmanr(*rot).statistic)}
+    assert pair["n"] == 12 and pair["rho"] == pytest.approx(
+        stats.spearmanr(cls.mean(0), rot.mean(0)).statistic
+    )
+    assert table["stability"]["cifar10 rot"] == {
+        "seeds": 2,
+        "rho": pytest.approx(stats.spearmanr(*rot).statistic),
+    }
     out = capsys.readouterr().out
-    assert "not common to all, left out: 00099" in out and "no number, left out: 00098" in out and "n = 12" in out
+    assert (
+        "not common to all, left out: 00099" in out
+        and "no number, left out: 00098" in out
+        and "n = 12" in out
+    )
     assert table["epochs"]["cifar10 cls"]["cifar10 rot"] == pytest.approx([pair["rho"]] * 2)
     report = (tmp_path / "o" / "report.md").read_text()
     for name in ("within_cifar10", "matrix_darts", "experiments_darts", "epochs_darts"):
@@ -151,7 +198,12 @@ def write_release(root, space="nas_bench", n=30):
                 truth.setdefault((dataset, task), []).append(100 - error)
                 jobs = []
                 for k in range(n):
-                    cell = {"normal": [["none", k]], "normal_concat": [2], "reduce": [["none", 0]], "reduce_concat": [2]}
+                    cell = {
+                        "normal": [["none", k]],
+                        "normal_concat": [2],
+                        "reduce": [["none", 0]],
+                        "reduce_concat": [2],
+                    }
                     value = error[k] if k % 2 else [50.0, error[k]]
                     jobs.append({"job_id": k, "net": {"genotype": cell}, "min_test_top1": value})
                 path = root / space / dataset / task / run_ / "sweep_summary.json"
@@ -170,7 +222,11 @@ def test_release(tmp_path, space, name):
     assert pair["partial_rho"] is None
     assert (tmp_path / "o" / "across_cifar10_imagenet.png").exists()
     # Fig. 5, directly; architectures in the order of their keys
-    keys = sorted(range(30), key=str) if space == "nas_bench" else sorted(range(30), key=lambda k: json.dumps([["none", k]]))
+    keys = (
+        sorted(range(30), key=str)
+        if space == "nas_bench"
+        else sorted(range(30), key=lambda k: json.dumps([["none", k]]))
+    )
     rng, expected, m = np.random.default_rng(0), [], 1
     while m < 30:
         picks = []
@@ -196,7 +252,11 @@ def test_nasbench_results_match_by_isomorphism(tmp_path):
             result = json.loads(path.read_text())
             chain = [[int(j == i + 1) for j in range(k + 2)] for i in range(k + 2)]
             other = {"matrix": chain, "ops": ["input", *["maxpool3x3"] * k, "output"]}
-            path.write_text(json.dumps({**result, "space": "nasbench101", "genotype": other if k else cell._asdict()}))
+            path.write_text(
+                json.dumps(
+                    {**result, "space": "nasbench101", "genotype": other if k else cell._asdict()}
+                )
+            )
     assert run(tmp_path / "o", tmp_path / "a")["nasbench101"]["n"] == 3
 
 
@@ -214,7 +274,7 @@ def test_needs_no_torch(tmp_path):
 def test_malformed(tmp_path, capsys, content):
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit) as exit_:
-        errors.run(correlate.main, correlate.parse_args([str(tmp_path)]))
+        cli.run(correlate.main, correlate.parse_args, [str(tmp_path)])
     assert exit_.value.code == 2 and "result.json: not a result" in capsys.readouterr().err
     with pytest.raises(InputError, match="no such folder"):
         correlate.read([str(tmp_path / "nowhere")], "best")

@@ -18,7 +18,7 @@ import pretext
 import search
 import shapes
 import train
-from errors import InputError
+from cli import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,9 @@ def odd_files(tmp_path):
     photo(40, 50).convert("1").save(root / "bits.png")
     photo(500, 1).save(root / "line.png")
     photo(40, 50).save(root / "really_a_png.JPEG", format="PNG")
-    Image.fromarray((np.mgrid[0:1:40j, 0:1:50j][1] * 65535).astype(np.uint16)).save(root / "sixteen.png")
+    Image.fromarray((np.mgrid[0:1:40j, 0:1:50j][1] * 65535).astype(np.uint16)).save(
+        root / "sixteen.png"
+    )
     Image.fromarray(np.mgrid[0:1:40j, 0:1:50j][1].astype(np.float32)).save(root / "float.tiff")
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise by 90 degrees
@@ -59,17 +61,23 @@ def test_any_mode_and_size(odd_files):
     assert (len(train), len(test)) == (21, 2)  # a tenth is held out
     assert train.labels is None and not train.unreadable and not test.unreadable
     assert train.images.shape == (21, 32, 32, 3) and train.images.dtype == torch.uint8
-    images = {name: part.images[i].numpy() for part in (train, test) for i, name in enumerate(part.names)}
+    images = {
+        name: part.images[i].numpy() for part in (train, test) for i, name in enumerate(part.names)
+    }
     assert set(train.names) & set(test.names) == set() and "sub/deep.bmp" in images
 
     def gradient(name, axis):
         line = images[name].astype(int).mean(axis=1 - axis)  # (32, 3) along the axis
         return line[-1] - line[0]
 
-    assert gradient("plain00.jpg", 1)[0] > 150 and gradient("plain00.jpg", 0)[1] > 200  # the central square of 60 x 48
+    assert (
+        gradient("plain00.jpg", 1)[0] > 150 and gradient("plain00.jpg", 0)[1] > 200
+    )  # the central square of 60 x 48
     assert abs(gradient("grey.jpg", 0)).min() > 50
     assert gradient("cmyk.jpg", 1)[0] > 150 and gradient("alpha.png", 1)[0] > 200
-    assert gradient("sixteen.png", 1).min() > 150 and gradient("float.tiff", 1).min() > 150  # not clipped to white
+    assert (
+        gradient("sixteen.png", 1).min() > 150 and gradient("float.tiff", 1).min() > 150
+    )  # not clipped to white
     # The file has red growing to the right; turned clockwise it grows downwards.
     assert gradient("turned.jpg", 0)[0] > 200 and abs(gradient("turned.jpg", 1)[0]) < 20
 
@@ -90,7 +98,10 @@ def test_unreadable_files_are_named(odd_files, capsys):
 
 def test_size_that_fits_the_photos(tmp_path, odd_files, monkeypatch):
     train, _ = data.load("folder", odd_files)
-    assert train.size == 32 and "from the shorter sides of 23 images: 1 to 64 pixels, median 48" in train.notes[2]
+    assert (
+        train.size == 32
+        and "from the shorter sides of 23 images: 1 to 64 pixels, median 48" in train.notes[2]
+    )
     for k in range(30):
         photo(170, 200 + k).save(odd_files / f"large{k}.png")
     train, test = data.load("folder", odd_files, limit=4)  # the size is that of the whole folder
@@ -107,7 +118,10 @@ def test_what_a_folder_leaves_out_is_counted(tmp_path):
     photo(20, 20).save(root / "beside.png")
     train, test = data.load("folder", root, limit=6)
     assert train.notes[0] == f"{root}: 6 images to train, 6 to evaluate, 12 .png"
-    assert train.notes[1] == "left out: 17 outside the folders that are used, 4 beyond --limit, 1 without an ending"
+    assert (
+        train.notes[1]
+        == "left out: 17 outside the folders that are used, 4 beyond --limit, 1 without an ending"
+    )
     for name in ("train", "old"):  # all else beside val/ and test/ is trained on
         (root / name).rename(root / f"{name}_photos")
     assert len(data.load("folder", root)[0]) == 17
@@ -125,7 +139,10 @@ def make_labelled(root, classes=("cat", "dog"), count=4, folders=("train", "val"
 def test_labelled_folder(tmp_path, capsys):
     root = make_labelled(tmp_path)
     train, test = data.load("folder", root)
-    assert train.classes == ["cat", "dog"] and train.labels.tolist() == test.labels.tolist() == [0] * 4 + [1] * 4
+    assert (
+        train.classes == ["cat", "dog"]
+        and train.labels.tolist() == test.labels.tolist() == [0] * 4 + [1] * 4
+    )
     data.main(data.parse_args(["--dataset", "folder", "--data", str(root)]))
     out = capsys.readouterr().out
     assert "  cat: 4" in out and "labels: 2 classes" in out
@@ -140,13 +157,21 @@ def test_labelled_folder_without_evaluation_part(tmp_path):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda root: (root / "val" / "cat" / "0.png").write_text("x"), "1 unreadable files in .*val"),
-        (lambda root: [f.write_text("x") for f in (root / "train" / "cat").iterdir()], "unreadable"),
+        (
+            lambda root: (root / "val" / "cat" / "0.png").write_text("x"),
+            "1 unreadable files in .*val",
+        ),
+        (
+            lambda root: [f.write_text("x") for f in (root / "train" / "cat").iterdir()],
+            "unreadable",
+        ),
         (lambda root: [f.write_text("x") for f in root.rglob("*.png")], "unreadable"),
         (lambda root: (root / "val" / "dog").rename(root / "val" / "bird"), "does not have: bird"),
         (lambda root: [f.unlink() for f in (root / "train").rglob("*.png")], "no images"),
         (
-            lambda root: [f.unlink() for f in root.rglob("*.png") if f.name != "0.png" or "dog" in str(f)],
+            lambda root: [
+                f.unlink() for f in root.rglob("*.png") if f.name != "0.png" or "dog" in str(f)
+            ],
             "1 images to train",
         ),
     ],
@@ -173,7 +198,9 @@ def test_a_stray_file_is_named(tmp_path):
 
 def test_file_names_that_are_not_text(tmp_path, capsys):
     root = make_labelled(tmp_path)
-    (root / "train" / "cat" / "0.png").rename(os.fsdecode(os.fsencode(root / "train" / "cat") + b"/caf\xe9.png"))
+    (root / "train" / "cat" / "0.png").rename(
+        os.fsdecode(os.fsencode(root / "train" / "cat") + b"/caf\xe9.png")
+    )
     train, test = data.load("folder", root)
     assert len(data.split_hash(train, test)) == 12
 
@@ -185,20 +212,34 @@ def test_limit_split_and_hash(odd_files):
     a, b = data.halves(11, seed=3)
     assert len(a) == len(b) == 5 and not set(a.tolist()) & set(b.tolist())
     assert not torch.equal(data.halves(11, seed=4)[0], a)
-    hashes = {data.split_hash(train, a, b), data.split_hash(train, b, a), data.split_hash(test, a, b)}
+    hashes = {
+        data.split_hash(train, a, b),
+        data.split_hash(train, b, a),
+        data.split_hash(test, a, b),
+    }
     assert len(hashes) == 3 and data.split_hash(train, a, b) in hashes
 
 
 def test_batches():
-    images = data.ImageSet(torch.arange(10).view(10, 1, 1, 1).expand(10, 4, 4, 3).to(torch.uint8), torch.arange(10))
-    seen = [index.tolist() for _, _, index in data.batches(images, pretext.Classification, 4, "cpu")]
+    images = data.ImageSet(
+        torch.arange(10).view(10, 1, 1, 1).expand(10, 4, 4, 3).to(torch.uint8), torch.arange(10)
+    )
+    seen = [
+        index.tolist() for _, _, index in data.batches(images, pretext.Classification, 4, "cpu")
+    ]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     part = torch.tensor([1, 3, 5, 7, 9])
     for x, labels, index in data.batches(images, pretext.Classification, 2, "cpu", part, seed=0):
-        assert x.shape == (2, 3, 4, 4) and x[:, 0, 0, 0].tolist() == labels.tolist() == index.tolist()
+        assert (
+            x.shape == (2, 3, 4, 4) and x[:, 0, 0, 0].tolist() == labels.tolist() == index.tolist()
+        )
         assert set(index.tolist()) <= set(part.tolist())
     orders = {
-        tuple(i.item() for _, _, index in data.batches(images, pretext.Rotation, 5, "cpu", seed=(0, k)) for i in index)
+        tuple(
+            i.item()
+            for _, _, index in data.batches(images, pretext.Rotation, 5, "cpu", seed=(0, k))
+            for i in index
+        )
         for k in range(5)
     }
     assert len(orders) > 1 and all(sorted(order) == list(range(10)) for order in orders)
@@ -211,11 +252,16 @@ def test_shapes():
     assert torch.equal(data.load("shapes")[0].images, train.images)
     assert not torch.equal(train.images[:500], test.images)
     objects = torch.stack([(train.masks == 2 + c).flatten(1).any(1) for c in range(10)], 1)
-    assert (objects == torch.eye(10, dtype=torch.bool)[train.labels]).float().mean() > 0.99  # each its own class alone
+    assert (
+        objects == torch.eye(10, dtype=torch.bool)[train.labels]
+    ).float().mean() > 0.99  # each its own class alone
     assert train.masks.flatten(1).float().std(1).min() > 0
     assert train.mask_classes == ["sky", "ground", *shapes.SHAPES]
     small = data.load("shapes", size=8)[0]
-    assert torch.equal(small.masks, train.masks[:, 2::4, 2::4]) and small.mask_classes == train.mask_classes
+    assert (
+        torch.equal(small.masks, train.masks[:, 2::4, 2::4])
+        and small.mask_classes == train.mask_classes
+    )
     # light from above: over all images the upper half is the brighter one
     brightness = train.images.float().mean((0, 2, 3))
     assert brightness[:16].mean() > brightness[16:].mean() + 10
@@ -254,9 +300,13 @@ def test_cifar10_through_torchvision(tmp_path, monkeypatch):
     names = [f"data_batch_{i}" for i in range(1, 6)]
     train_list = [put(name, {"data": pixels, "labels": [0, 1, 2, 3, 4, 5]}) for name in names]
     monkeypatch.setattr(CIFAR10, "train_list", train_list)
-    monkeypatch.setattr(CIFAR10, "test_list", [put("test_batch", {"data": pixels, "labels": [9] * 6})])
+    monkeypatch.setattr(
+        CIFAR10, "test_list", [put("test_batch", {"data": pixels, "labels": [9] * 6})]
+    )
     meta = put("batches.meta", {"label_names": [str(i) for i in range(10)]})
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    )
     train, test = data.load("cifar10", tmp_path, limit=20)
     assert train.images.shape == (20, 32, 32, 3) and test.labels.tolist() == [9] * 6
     assert test.images[0].permute(2, 0, 1).flatten().tolist() == pixels[0].tolist()
@@ -292,12 +342,19 @@ def test_imagenet_in_batches(imagenet):
     train, test = data.load("imagenet", imagenet)
     assert (len(train), len(test)) == (28, 5) and train.classes == test.classes == ["n01", "n02"]
     assert train.labels.tolist() == [0] * 8 + [1] * 20 and test.labels.tolist() == [0, 0, 0, 1, 1]
-    assert train.names[1] == "n01/cmyk.JPEG" and train.empty == ["n03"] and train.jitter == 0.1 and not train.padded_crops
+    assert (
+        train.names[1] == "n01/cmyk.JPEG"
+        and train.empty == ["n03"]
+        and train.jitter == 0.1
+        and not train.padded_crops
+    )
     state = torch.get_rng_state()
     for part, uses, crop, seed in [
-        (train, "labels", "area", (3, 1)), (train, None, "window", 3),
-        (train, None, "area", None), (test, "labels", "window", None),
-    ]:  # fmt: skip
+        (train, "labels", "area", (3, 1)),
+        (train, None, "window", 3),
+        (train, None, "area", None),
+        (test, "labels", "window", None),
+    ]:
         found = []
         for workers in (0, 2):
             part.workers = workers
@@ -310,7 +367,9 @@ def test_imagenet_in_batches(imagenet):
                 and x.is_contiguous(memory_format=torch.channels_last)
             )
             assert torch.equal(x, again) and torch.equal(index, same)
-            assert labels is None if uses is None else torch.equal(labels, part.labels[index].long())
+            assert (
+                labels is None if uses is None else torch.equal(labels, part.labels[index].long())
+            )
     assert torch.equal(torch.get_rng_state(), state)  # nor did workers change it
 
     def drawn(seed):
@@ -352,11 +411,23 @@ def test_unreadable_files_on_disk(imagenet, capsys):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
     cut(imagenet / "val/n01/2.JPEG")
     train, test = data.load("imagenet", imagenet)
-    bad = {i for i, name in enumerate(train.names) if name in ("n02/00.JPEG", "n02/01.JPEG", "n02/02.JPEG")}
+    bad = {
+        i
+        for i, name in enumerate(train.names)
+        if name in ("n02/00.JPEG", "n02/01.JPEG", "n02/02.JPEG")
+    }
     for epoch in (1, 2):
         for x, labels, index in data.batches(train, task("labels"), 13, "cpu", seed=(0, epoch)):
-            assert len(x) == 13 and not bad & set(index.tolist()) and torch.equal(labels, train.labels[index].long())
-    assert {os.path.basename(path) for path, _ in train.unreadable} == {"00.JPEG", "01.JPEG", "02.JPEG"}
+            assert (
+                len(x) == 13
+                and not bad & set(index.tolist())
+                and torch.equal(labels, train.labels[index].long())
+            )
+    assert {os.path.basename(path) for path, _ in train.unreadable} == {
+        "00.JPEG",
+        "01.JPEG",
+        "02.JPEG",
+    }
     assert len(train.unreadable) == 3 and capsys.readouterr().out.count("left out, unreadable") == 3
     for part, workers in ((test, 0), (test, 2)):
         part.workers = workers
@@ -367,7 +438,12 @@ def test_unreadable_files_on_disk(imagenet, capsys):
     with pytest.raises(SystemExit):
         data.main(data.parse_args(["--dataset", "imagenet", "--data", str(imagenet)]))
     out = capsys.readouterr().out
-    assert "n01: 8" in out and "no images in folder n03" in out and out.count("unreadable: ") == 4 and "would fail" in out
+    assert (
+        "n01: 8" in out
+        and "no images in folder n03" in out
+        and out.count("unreadable: ") == 4
+        and "would fail" in out
+    )
     assert "decoded 28 of them" in out
     for k in range(3, 12):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
@@ -379,7 +455,9 @@ def test_imagenet22k(imagenet):
     train, test = data.load("imagenet22k", imagenet / "train", limit=10)
     assert test is None and len(train) == len(train.labels) == 10
     assert [train.classes[c] for c in train.labels] == [name[:3] for name in train.names]
-    assert data.split_hash(train, test) != data.split_hash(data.load("imagenet22k", imagenet / "train", limit=9)[0], None)
+    assert data.split_hash(train, test) != data.split_hash(
+        data.load("imagenet22k", imagenet / "train", limit=9)[0], None
+    )
     assert len(list(data.report(train, test))) > 5
 
 
@@ -388,7 +466,10 @@ def test_imagenet22k(imagenet):
     [
         (lambda root: (root / "val").rename(root / "test"), "no folders train/ and val/"),
         (lambda root: (root / "val/n02").rename(root / "val/n05"), "does not have: n05"),
-        (lambda root: [f.unlink() for f in (root / "train").rglob("*.*")], "train: no images in its 3 folders"),
+        (
+            lambda root: [f.unlink() for f in (root / "train").rglob("*.*")],
+            "train: no images in its 3 folders",
+        ),
     ],
 )
 def test_imagenet_layout(imagenet, spoil, message):
@@ -402,15 +483,23 @@ def test_index_is_cached_until_a_folder_changes(imagenet, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files, "scan", lambda *args: pytest.fail("scanned again"))
         again = data.load("imagenet", imagenet)[0]
-    assert list(again.names) == list(before.names) and data.split_hash(again) == data.split_hash(before)
+    assert list(again.names) == list(before.names) and data.split_hash(again) == data.split_hash(
+        before
+    )
     photo(9, 9).save(imagenet / "train" / "n03" / "new.jpg")
     (imagenet / "train" / "n01" / "grey.JPEG").rename(
         os.fsdecode(os.fsencode(imagenet / "train" / "n01") + b"/gr\xe9y.JPG")
     )  # a name that is not text
     after = data.load("imagenet", imagenet)[0]
-    assert len(after) == 29 and after.classes == ["n01", "n02", "n03"] and data.split_hash(after) != data.split_hash(before)
+    assert (
+        len(after) == 29
+        and after.classes == ["n01", "n02", "n03"]
+        and data.split_hash(after) != data.split_hash(before)
+    )
     assert os.fsencode(after.names[2]) == b"n01/gr\xe9y.JPG" and os.path.isfile(after.path(2))
-    assert before.names[2] == "n01/grey.JPEG"  # the old index is gone from the disk but not from those who use it
+    assert (
+        before.names[2] == "n01/grey.JPEG"
+    )  # the old index is gone from the disk but not from those who use it
     assert len([f for f in cache.iterdir() if f.is_dir()]) == 2  # train and val
     part = after.subset(torch.tensor([28, 2]))
     assert list(part.names) == ["n03/new.jpg", after.names[2]] and part.labels.tolist() == [2, 0]
@@ -429,7 +518,9 @@ def test_one_process_scans(imagenet, tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "scan", slow_scan)
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=data.read_classes, args=(imagenet / "train",)) for _ in range(3)]
+    ranks = [
+        context.Process(target=data.read_classes, args=(imagenet / "train",)) for _ in range(3)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -454,7 +545,9 @@ def test_index_of_many_files(tmp_path, cache):
     start = time.time()
     train, _ = data.load("imagenet22k", tmp_path)
     assert time.time() - start < 0.5 and len(train) == n
-    assert sum(file.stat().st_size for file in cache.rglob("*.npy")) < 45 * n  # names have 28 bytes here
+    assert (
+        sum(file.stat().st_size for file in cache.rglob("*.npy")) < 45 * n
+    )  # names have 28 bytes here
 
     def touch(names, queue):
         before = private_memory()
@@ -472,7 +565,9 @@ def test_index_of_many_files(tmp_path, cache):
         worker.join()
         return grown
 
-    assert growth(train.names) < 0.2 * growth(list(train.names))  # whose strings count their references
+    assert growth(train.names) < 0.2 * growth(
+        list(train.names)
+    )  # whose strings count their references
 
 
 def test_where_the_index_cannot_be_kept(imagenet, cache):
@@ -486,7 +581,12 @@ def test_random_area():
     for W, H in ((500, 375), (60, 61)):
         boxes = np.array([files.random_area(W, H, 32, rng)[0] for _ in range(2000)])
         left, top, right, bottom = boxes.T
-        assert left.min() >= 0 and top.min() >= 0 and right.max() <= W + 1e-9 and bottom.max() <= H + 1e-9
+        assert (
+            left.min() >= 0
+            and top.min() >= 0
+            and right.max() <= W + 1e-9
+            and bottom.max() <= H + 1e-9
+        )
         area, aspect = (right - left) * (bottom - top) / (W * H), (right - left) / (bottom - top)
         assert 0.08 <= area.min() < 0.1 and 0.9 < area.max() <= 1
         assert 3 / 4 - 1e-9 <= aspect.min() < 0.76 and 1.32 < aspect.max() <= 4 / 3 + 1e-9
@@ -498,16 +598,28 @@ def test_random_area():
 def test_windows():
     rng = np.random.default_rng(0)
     tiles = task(crop="window", size=255)
-    boxes = {files.photo_crop(512, 520, tiles, rng)[0] for _ in range(300)}  # scaled to 256 x 260: 2 x 6 offsets
+    boxes = {
+        files.photo_crop(512, 520, tiles, rng)[0] for _ in range(300)
+    }  # scaled to 256 x 260: 2 x 6 offsets
     assert boxes == {(2 * x, 2 * y, 2 * x + 510, 2 * y + 510) for x in range(2) for y in range(6)}
     assert files.photo_crop(512, 512, tiles, None) == ((0, 0, 510, 510), (255, 255))
-    assert files.photo_crop(512, 1024, task(size=224), None) == ((32, 288, 480, 736), (224, 224))  # of 256 x 512
+    assert files.photo_crop(512, 1024, task(size=224), None) == (
+        (32, 288, 480, 736),
+        (224, 224),
+    )  # of 256 x 512
     boxes = np.array([files.scene_crop(200, 100, task(size=50), rng)[0] for _ in range(3000)])
     sides = boxes[:, 2] - boxes[:, 0]  # of 50 / scale
     assert 25 <= sides.min() < 26 and 98 < sides.max() <= 100
-    assert boxes[:, :2].min() == 0 and boxes[:, 2].max() == pytest.approx(200) and boxes[:, 3].max() == pytest.approx(100)
+    assert (
+        boxes[:, :2].min() == 0
+        and boxes[:, 2].max() == pytest.approx(200)
+        and boxes[:, 3].max() == pytest.approx(100)
+    )
     assert files.scene_crop(200, 100, task(size=150), None) == ((25, -25, 175, 125), (150, 150))
-    assert files.scene_crop(200, 100, task("masks", size=50), None) == ((0, 0, 200, 100), (200, 100))
+    assert files.scene_crop(200, 100, task("masks", size=50), None) == (
+        (0, 0, 200, 100),
+        (200, 100),
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
@@ -520,16 +632,23 @@ def test_every_orientation(tmp_path, ending, turn):
         upright = np.asarray(ImageOps.exif_transpose(image)).astype(int)
     H, W, _ = upright.shape
     assert (W, H) == ((400, 240) if turn < 5 else (240, 400))
-    for box, size in (((40, 24, 200, 124), (160, 100)), ((8, 16, 232, 240), (28, 28))):  # the second one decoded at 1/8
+    for box, size in (
+        ((40, 24, 200, 124), (160, 100)),
+        ((8, 16, 232, 240), (28, 28)),
+    ):  # the second one decoded at 1/8
         pixels, full, _ = files.read_rgb(tmp_path / f"turned.{ending}", lambda W, H: (box, size))
-        part = Image.fromarray(upright.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR, box)
+        part = Image.fromarray(upright.astype(np.uint8)).resize(
+            size, Image.Resampling.BILINEAR, box
+        )
         assert full == (W, H) and pixels.shape == (size[1], size[0], 3)
         assert abs(pixels - np.asarray(part).astype(int)).mean() < 2
 
 
 def test_fast_decoding_gives_the_same_pixels(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (20, 26, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (20, 26, 3), np.uint8)).resize(
+        (640, 480), Image.Resampling.BICUBIC
+    )
     smooth.save(tmp_path / "photo.jpg", quality=95)
 
     def small(W, H):
@@ -546,7 +665,9 @@ def test_fast_decoding_gives_the_same_pixels(tmp_path, monkeypatch):
         assert abs(fast.astype(int) - full.astype(int)).mean() < 2
 
 
-COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)], np.uint8)
+COLORS = np.array(
+    [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)], np.uint8
+)
 RAW = np.array([7, 8, 26, 3, 11, 33], np.uint8)  # an id for each colour
 WANTED = torch.tensor([0, 1, 13, 255, 2, 18])
 
@@ -562,12 +683,20 @@ def streets(tmp_path):
                 (root / folder / part / city).mkdir(parents=True)
             for k in range(count):
                 H, W = (96, 160) if k % 2 else (40, 60)
-                regions = rng.integers(0, len(RAW), (2, 3)).repeat(H // 2, 0).repeat(W // 3 + 1, 1)[:, :W]
+                regions = (
+                    rng.integers(0, len(RAW), (2, 3)).repeat(H // 2, 0).repeat(W // 3 + 1, 1)[:, :W]
+                )
                 stem = f"{part}/{city}/{city}_{k}"
-                Image.fromarray(COLORS[regions]).save(root / "leftImg8bit" / f"{stem}_leftImg8bit.png")
-                ids = RAW[regions] if kind == "labelIds" else WANTED.numpy().astype(np.uint8)[regions]
+                Image.fromarray(COLORS[regions]).save(
+                    root / "leftImg8bit" / f"{stem}_leftImg8bit.png"
+                )
+                ids = (
+                    RAW[regions] if kind == "labelIds" else WANTED.numpy().astype(np.uint8)[regions]
+                )
                 Image.fromarray(ids).save(root / "gtFine" / f"{stem}_gtFine_{kind}.png")
-    other = root / "gtFine/train/bonn/bonn_0_gtFine_labelIds.png"  # not looked at, as there are train ids
+    other = (
+        root / "gtFine/train/bonn/bonn_0_gtFine_labelIds.png"
+    )  # not looked at, as there are train ids
     Image.fromarray(np.full((40, 60), 7, np.uint8)).save(other)
     return root
 
@@ -575,12 +704,25 @@ def streets(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_masks_show_what_images_show(streets, workers):
     train, test = data.load("cityscapes", streets, workers=workers)
-    assert (len(train), len(test)) == (12, 4) and train.labels is None and "cityscapes" in train.why_no_labels
-    assert len(train.mask_classes) == 19 and train.mask_classes[13] == "car" and not train.padded_crops and not train.jitter
+    assert (
+        (len(train), len(test)) == (12, 4)
+        and train.labels is None
+        and "cityscapes" in train.why_no_labels
+    )
+    assert (
+        len(train.mask_classes) == 19
+        and train.mask_classes[13] == "car"
+        and not train.padded_crops
+        and not train.jitter
+    )
 
     def agreement(images, masks):
         """Share of the pixels whose mask says what their colour says; at the regions' borders colours mix."""
-        distance = (images.permute(0, 2, 3, 1)[..., None, :].float() - torch.from_numpy(COLORS).float()).abs().sum(-1)
+        distance = (
+            (images.permute(0, 2, 3, 1)[..., None, :].float() - torch.from_numpy(COLORS).float())
+            .abs()
+            .sum(-1)
+        )
         nearest, color = distance.min(-1)
         padded = (images == fill.view(3, 1, 1)).all(1)
         wanted = torch.where(padded, 255, WANTED[color])
@@ -591,21 +733,31 @@ def test_masks_show_what_images_show(streets, workers):
     fill = torch.tensor([round(255 * m) for m in train.mean])
     any_padding = []
     for epoch in range(5):
-        for images, masks, _ in data.batches(train, task("masks", size=65), 4, "cpu", seed=(0, epoch)):
-            assert images.shape == (4, 3, 65, 65) and masks.shape == (4, 65, 65) and masks.dtype == torch.uint8
+        for images, masks, _ in data.batches(
+            train, task("masks", size=65), 4, "cpu", seed=(0, epoch)
+        ):
+            assert (
+                images.shape == (4, 3, 65, 65)
+                and masks.shape == (4, 65, 65)
+                and masks.dtype == torch.uint8
+            )
             agrees, padded = agreement(images, masks)
             assert agrees > 0.995 and (masks[padded] == 255).all()
             any_padding.append(padded.any().item())
     assert any(any_padding)
     sizes = []
-    for images, masks, _ in data.batches(test, task("masks", size=65), 4, "cpu"):  # whole, one at a time
+    for images, masks, _ in data.batches(
+        test, task("masks", size=65), 4, "cpu"
+    ):  # whole, one at a time
         assert agreement(images, masks)[0] == 1
         sizes.append((*images.shape, *masks.shape))
     assert sizes == [(1, 3, 40, 60, 1, 40, 60), (1, 3, 96, 160, 1, 96, 160)] * 2
 
 
 def test_cityscapes_without_masks(streets, monkeypatch):
-    monkeypatch.setattr(files, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use"))
+    monkeypatch.setattr(
+        files, "read_mask", lambda *args: pytest.fail("read a mask that the task does not use")
+    )
     train, test = data.load("cityscapes", streets, limit=3)
     assert len(train.masks) == len(train) == 3
     assert next(data.batches(test, task(size=65), 4, "cpu"))[0].shape == (3, 3, 65, 65)
@@ -624,8 +776,12 @@ def test_masks_that_do_not_fit(streets, capsys):
         with pytest.raises(InputError, match=rf"^{path}: .*160 x 96$"):
             list(data.batches(train, task("masks"), 12, "cpu", seed=0))
     Image.fromarray(np.full((96, 160), 7, np.uint8)).save(path)
-    Image.fromarray(np.full((96, 160), 26, np.uint8)).save(streets / "gtFine/train/bonn/bonn_1_gtFine_labelTrainIds.png")
-    with pytest.raises(InputError, match="bonn_1_gtFine_labelTrainIds.png: a mask of train ids has 0 to 18"):
+    Image.fromarray(np.full((96, 160), 26, np.uint8)).save(
+        streets / "gtFine/train/bonn/bonn_1_gtFine_labelTrainIds.png"
+    )
+    with pytest.raises(
+        InputError, match="bonn_1_gtFine_labelTrainIds.png: a mask of train ids has 0 to 18"
+    ):
         list(data.batches(train, task("masks", size=300), 12, "cpu", seed=0))
     path.unlink()
     (streets / "leftImg8bit/train/bonn/bonn_2_leftImg8bit.png").unlink()
@@ -636,15 +792,47 @@ def test_masks_that_do_not_fit(streets, capsys):
 
 
 def test_ids_of_cityscapes():
-    wanted = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
-              28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
+    wanted = {
+        7: 0,
+        8: 1,
+        11: 2,
+        12: 3,
+        13: 4,
+        17: 5,
+        19: 6,
+        20: 7,
+        21: 8,
+        22: 9,
+        23: 10,
+        24: 11,
+        25: 12,
+        26: 13,
+        27: 14,
+        28: 15,
+        31: 16,
+        32: 17,
+        33: 18,
+    }
     assert files.TRAIN_ID.tolist() == [wanted.get(i, 255) for i in range(256)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # whole runs on files
 
-SMALL = ["--size", "72", "--stem", "cifar", "--width", "4", "--layers", "2", "--epochs", "1", "--device", "cpu"]
+SMALL = [
+    "--size",
+    "72",
+    "--stem",
+    "cifar",
+    "--width",
+    "4",
+    "--layers",
+    "2",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 def run(script, *argv):
@@ -655,9 +843,31 @@ def run(script, *argv):
 def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
     for k in range(2):
         cut(imagenet / f"train/n02/{k:02}.JPEG")
-    argv = ["--dataset", "imagenet", "--data", imagenet, "--task", name, "--size", 40, "--batch_size", 7, "--workers", 0]
+    argv = [
+        "--dataset",
+        "imagenet",
+        "--data",
+        imagenet,
+        "--task",
+        name,
+        "--size",
+        40,
+        "--batch_size",
+        7,
+        "--workers",
+        0,
+    ]
     run(search, *argv, "--alpha_start", 0, "--out", tmp_path / "s")
-    result = run(train, *argv, "--arch", tmp_path / "s" / "genotype.json", "--auxiliary", 0, "--out", tmp_path / "t")
+    result = run(
+        train,
+        *argv,
+        "--arch",
+        tmp_path / "s" / "genotype.json",
+        "--auxiliary",
+        0,
+        "--out",
+        tmp_path / "t",
+    )
     assert 0 <= result["final"] <= 100 and result["unreadable"] == 2
     line = json.loads((tmp_path / "t" / "log.jsonl").read_text().splitlines()[-1])
     assert line["unreadable"] == 2
@@ -668,7 +878,18 @@ def test_every_task_on_imagenet_files(imagenet, tmp_path, name):
 
 
 def test_imagenet22k_evaluates_on_the_held_out_half(imagenet, tmp_path, capsys):
-    argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot", "--size", 40, "--batch_size", 7]
+    argv = [
+        "--dataset",
+        "imagenet22k",
+        "--data",
+        imagenet / "train",
+        "--task",
+        "rot",
+        "--size",
+        40,
+        "--batch_size",
+        7,
+    ]
     argv += ["--workers", 0]
     run(search, *argv, "--out", tmp_path / "s")
     run(train, *argv, "--arch", "darts_v2", "--out", tmp_path / "t")
@@ -677,7 +898,18 @@ def test_imagenet22k_evaluates_on_the_held_out_half(imagenet, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["seg", "rot"])
 def test_runs_on_street_scenes(streets, tmp_path, name):
-    argv = ["--dataset", "cityscapes", "--data", streets, "--task", name, "--batch_size", 3, "--workers", 0]
+    argv = [
+        "--dataset",
+        "cityscapes",
+        "--data",
+        streets,
+        "--task",
+        name,
+        "--batch_size",
+        3,
+        "--workers",
+        0,
+    ]
     run(search, *argv, "--out", tmp_path / "s")
     result = run(train, *argv, "--arch", tmp_path / "s" / "genotype.json", "--out", tmp_path / "t")
     assert result["final"] >= 0
@@ -697,12 +929,27 @@ def test_masks_stay_aligned_through_a_training(streets, tmp_path, monkeypatch):
     def watch(self, images, masks, index, train, prepare=pretext.Segmentation.prepare):
         x, y = prepare(self, images, masks, index, train)
         colors = ((x * self.std + self.mean) * 255).round().permute(0, 2, 3, 1)
-        nearest = torch.cdist(colors.flatten(0, 2), torch.from_numpy(COLORS).float()).argmin(1).view(y.shape)
+        nearest = (
+            torch.cdist(colors.flatten(0, 2), torch.from_numpy(COLORS).float())
+            .argmin(1)
+            .view(y.shape)
+        )
         agrees = (WANTED[nearest] == y)[(y != 255)].float()
         seen.append(agrees.mean().item())
         return x, y
 
     monkeypatch.setattr(pretext.Segmentation, "prepare", watch)
-    argv = ["--dataset", "cityscapes", "--data", streets, "--task", "seg", "--batch_size", 4, "--workers", 0]
+    argv = [
+        "--dataset",
+        "cityscapes",
+        "--data",
+        streets,
+        "--task",
+        "seg",
+        "--batch_size",
+        4,
+        "--workers",
+        0,
+    ]
     run(train, *argv, "--arch", "darts_v2", "--epochs", 2, "--out", tmp_path / "t")
     assert len(seen) >= 8 and min(seen) > 0.95  # all but some pixels at the borders between regions

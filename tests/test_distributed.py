@@ -17,15 +17,23 @@ import genotypes
 import pretext
 import train
 import utils
-from errors import InputError
+from cli import InputError
 
 ROOT = Path(__file__).parent.parent
 
 
 def torchrun(processes, *argv, **kwargs):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    return subprocess.Popen([*command, *map(str, argv)], env=env, stderr=subprocess.PIPE, text=True, **kwargs)
+    return subprocess.Popen(
+        [*command, *map(str, argv)], env=env, stderr=subprocess.PIPE, text=True, **kwargs
+    )
 
 
 def finished(process, code=0):
@@ -37,7 +45,10 @@ def finished(process, code=0):
 @pytest.fixture(scope="session")
 def found(tmp_path_factory):
     """Of 2 and 3 processes, once for all workers of pytest-xdist."""
-    root = tmp_path_factory.getbasetemp().parent / f"ranks-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    root = (
+        tmp_path_factory.getbasetemp().parent
+        / f"ranks-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    )
     root.mkdir(exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -45,7 +56,10 @@ def found(tmp_path_factory):
             if not (root / f"{n}" / "found.json").exists():
                 (root / f"{n}").mkdir()
                 finished(torchrun(n, "tests/ranks.py", root / f"{n}", cwd=ROOT))
-    return {n: json.loads((root / f"{n}" / "found.json").read_text()) | {"out": root / f"{n}"} for n in (2, 3)}
+    return {
+        n: json.loads((root / f"{n}" / "found.json").read_text()) | {"out": root / f"{n}"}
+        for n in (2, 3)
+    }
 
 
 def test_evaluation_counts_each_image_once(found):
@@ -61,15 +75,22 @@ def test_evaluation_counts_each_image_once(found):
 
 def test_two_processes_search_as_one(found, tmp_path):
     one, two, without = ranks.exact_search(tmp_path / "one"), found[2]["exact"], found[2]["without"]
-    assert len(one["losses"]) == 2 and len(one["gradients"]) == 2  # 64 images of each half in batches of 32
+    assert (
+        len(one["losses"]) == 2 and len(one["gradients"]) == 2
+    )  # 64 images of each half in batches of 32
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-9)
-    assert genotypes.Genotype(*two["genotype"]) == genotypes.Genotype(*json.loads(json.dumps(one["genotype"])))
+    assert genotypes.Genotype(*two["genotype"]) == genotypes.Genotype(
+        *json.loads(json.dumps(one["genotype"]))
+    )
     gradients, reduced, alone = (torch.tensor(run["gradients"]) for run in (one, two, without))
     assert gradients.abs().max() > 1e-5
     torch.testing.assert_close(reduced, gradients, rtol=1e-5, atol=1e-12)
     with pytest.raises(AssertionError):  # what the official code does
         torch.testing.assert_close(alone, gradients, rtol=1e-5, atol=1e-12)
-    assert "alphas of rank 0 and rank 1 differ" in without["error"] and one["error"] is two["error"] is None
+    assert (
+        "alphas of rank 0 and rank 1 differ" in without["error"]
+        and one["error"] is two["error"] is None
+    )
 
 
 def test_all_tasks_on_two_processes(found):
@@ -96,13 +117,17 @@ def assert_same_weights(a, b):
 def test_sigterm_to_one_rank_stops_all(found):
     out = found[2]["out"]
     assert found[2]["stopped"] == {"code": utils.STOPPED, "calls": 7}
-    whole, stopped = (json.loads((out / name / "result.json").read_text()) for name in ("whole", "stopped"))
+    whole, stopped = (
+        json.loads((out / name / "result.json").read_text()) for name in ("whole", "stopped")
+    )
     assert stopped["final"] == whole["final"] and len(whole["epochs"]) == 6
     assert_same_weights(out / "whole", out / "stopped")
 
 
 def test_a_loss_that_is_not_finite_ends_all(found):
-    assert len(found[2]["nan"]) == 2 and all("the loss is nan by epoch 1, step 1" in error for error in found[2]["nan"])
+    assert len(found[2]["nan"]) == 2 and all(
+        "the loss is nan by epoch 1, step 1" in error for error in found[2]["nan"]
+    )
 
 
 def test_another_number_of_processes(found, tmp_path, capsys):
@@ -136,8 +161,14 @@ def test_a_killed_rank(found, tmp_path):
     )
     os.kill(victim, signal.SIGKILL)
     finished(process)
-    whole, killed = (json.loads((folder / "result.json").read_text()) for folder in (undisturbed, out))
-    assert killed["epochs"] == whole["epochs"] and killed["args"]["resume"] and not whole["args"]["resume"]
+    whole, killed = (
+        json.loads((folder / "result.json").read_text()) for folder in (undisturbed, out)
+    )
+    assert (
+        killed["epochs"] == whole["epochs"]
+        and killed["args"]["resume"]
+        and not whole["args"]["resume"]
+    )
     for key, value in weights(undisturbed).items():
         assert torch.equal(value, weights(out)[key]), key
 
@@ -145,8 +176,30 @@ def test_a_killed_rank(found, tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_torchrun(imagenet, tmp_path):
     """Which passes it to the ranks and to the workers that decode for them."""
-    argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet, "--size", "40", "--alpha_start", "0"]
-    argv += ["--epochs", "8", "--batch_size", "4", "--print_every", "1", "--workers", "1", "--task", "col"]
+    argv = [
+        "search.py",
+        *ranks.SMALL,
+        "--dataset",
+        "imagenet",
+        "--data",
+        imagenet,
+        "--size",
+        "40",
+        "--alpha_start",
+        "0",
+    ]
+    argv += [
+        "--epochs",
+        "8",
+        "--batch_size",
+        "4",
+        "--print_every",
+        "1",
+        "--workers",
+        "1",
+        "--task",
+        "col",
+    ]
     finished(torchrun(2, *argv, "--out", tmp_path / "whole", cwd=ROOT))
     log = tmp_path / "stopped" / "log.jsonl"
     process = torchrun(2, *argv, "--out", log.parent, cwd=ROOT)
@@ -157,7 +210,10 @@ def test_sigterm_to_torchrun(imagenet, tmp_path):
     err = finished(process, code=1)  # that of torchrun
     assert "stopped by SIGTERM" in err and err.count("--resume goes on") == 1
     finished(torchrun(2, *argv, "--out", log.parent, "--resume", cwd=ROOT))
-    whole, stopped = (json.loads((folder / "genotype.json").read_text()) for folder in (tmp_path / "whole", log.parent))
+    whole, stopped = (
+        json.loads((folder / "genotype.json").read_text())
+        for folder in (tmp_path / "whole", log.parent)
+    )
     assert stopped["genotype"] == whole["genotype"]
     for a, b in zip(whole["meta"]["history"], stopped["meta"]["history"], strict=True):
         assert a["w_loss"] == pytest.approx(b["w_loss"], rel=1e-6)
@@ -174,5 +230,8 @@ def read(path):
 def test_errors_of_torchrun_runs(tmp_path):
     argv = ["search.py", *ranks.SMALL, "--limit", "40", "--out", tmp_path / "s"]
     err = finished(torchrun(2, *argv, "--batch_size", "9", cwd=ROOT), code=1)
-    assert "--batch_size 9" in err and 'Traceback (most recent call last):\n  File "search.py' not in err
+    assert (
+        "--batch_size 9" in err
+        and 'Traceback (most recent call last):\n  File "search.py' not in err
+    )
     assert not (tmp_path / "s").exists()

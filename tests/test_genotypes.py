@@ -4,13 +4,16 @@ import json
 import pytest
 
 import genotypes
-from errors import InputError
+from cli import InputError, write_json
 from genotypes import CELLS, load_arch, to_entry
-from utils import write_json
 
 
 def entry_of(name):
-    return {"id": "7", "space": "darts", "genotype": json.loads(json.dumps(load_arch(name)._asdict()))}
+    return {
+        "id": "7",
+        "space": "darts",
+        "genotype": json.loads(json.dumps(load_arch(name)._asdict())),
+    }
 
 
 def test_named_cells():
@@ -20,13 +23,19 @@ def test_named_cells():
     assert v2.normal[-2:] == [("skip_connect", 0), ("dil_conv_3x3", 2)]
     assert v2.reduce[-1] == ("max_pool_3x3", 1) and v2.reduce_concat == [2, 3, 4, 5]
     amoeba = load_arch("amoebanet")
-    assert len(amoeba.normal) == 10 and ("conv_7x1_1x7", 0) in amoeba.reduce and amoeba.reduce_concat == [3, 4, 6]
+    assert (
+        len(amoeba.normal) == 10
+        and ("conv_7x1_1x7", 0) in amoeba.reduce
+        and amoeba.reduce_concat == [3, 4, 6]
+    )
     for name in CELLS:
         assert genotypes.parse_genotype(entry_of(name)["genotype"], name) == load_arch(name)
 
 
 def test_file_and_list(tmp_path):
-    write_json(tmp_path / "genotype.json", {**to_entry(load_arch("pdarts")), "meta": {"task": "rot"}})
+    write_json(
+        tmp_path / "genotype.json", {**to_entry(load_arch("pdarts")), "meta": {"task": "rot"}}
+    )
     assert load_arch(str(tmp_path / "genotype.json")) == load_arch("pdarts")
     assert json.loads((tmp_path / "genotype.json").read_text())["meta"] == {"task": "rot"}
     assert [p.name for p in tmp_path.iterdir()] == ["genotype.json"]
@@ -34,8 +43,10 @@ def test_file_and_list(tmp_path):
     archs.write_text(json.dumps([dict(entry_of("nasnet"), id="00001"), entry_of("darts_v1")]))
     assert load_arch(f"{archs}:7") == load_arch("darts_v1")
     assert load_arch(f"{archs}:00001") == load_arch("nasnet")
-    assert [genotypes.short_name(str(p)) for p in (tmp_path / "genotype.json", archs, f"{archs}:7", "pdarts")] == [
-        tmp_path.name, "archs", "7", "pdarts"]  # fmt: skip
+    assert [
+        genotypes.short_name(str(p))
+        for p in (tmp_path / "genotype.json", archs, f"{archs}:7", "pdarts")
+    ] == [tmp_path.name, "archs", "7", "pdarts"]
     assert genotypes.short_name("runs/a:b/x.json:00004") == "00004"
     pasted = "Genotype(normal=[" + "('skip_connect', 0), " * 200
     for text, message in (
@@ -96,7 +107,9 @@ def test_not_json(tmp_path):
         load_arch(str(path))
 
 
-@pytest.mark.parametrize("ending, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+@pytest.mark.parametrize(
+    "ending, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
 def test_draw(tmp_path, capsys, ending, magic):
     path = tmp_path / f"cell.{ending}"
     genotypes.main(genotypes.parse_args(["amoebanet", "--draw", str(path)]))

@@ -27,7 +27,9 @@ def fill(network):
     network.double()
     for module in network.modules():
         if isinstance(module, MixedEdges):
-            copies |= {id(inner): module.copies for op in module.copied.values() for inner in op.modules()}
+            copies |= {
+                id(inner): module.copies for op in module.copied.values() for inner in op.modules()
+            }
 
     def count(tensor):
         return torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
@@ -98,10 +100,19 @@ def test_supernet(golden, name):
 def test_network(golden, name):
     entry = golden["network"][name]
     classes = entry["num_classes"]
-    task = task_of(entry["task"], classes, entry["input"][1], 1, entry.get("aspp_channels"), entry.get("aspp_rates"))
+    task = task_of(
+        entry["task"],
+        classes,
+        entry["input"][1],
+        1,
+        entry.get("aspp_channels"),
+        entry.get("aspp_rates"),
+    )
     stem = "cifar" if name.startswith("cifar") else "imagenet"
     auxiliary = classes if entry["auxiliary"] else 0
-    network = Network(load_arch(entry["genotype"]), entry["C"], entry["layers"], stem, task, auxiliary)
+    network = Network(
+        load_arch(entry["genotype"]), entry["C"], entry["layers"], stem, task, auxiliary
+    )
     assert count_params(network) == entry["params"]
     outputs = fill(network)(wave(entry["input"]))
     if auxiliary:
@@ -114,11 +125,17 @@ def test_paper_sizes(golden):
     assert len(golden["paper_size"]) == 13
     for key, entry in golden["paper_size"].items():
         name, arch = key.split("/")
-        task = task_of("cls", 1000) if name == "cls" else task_of("seg", 19, channels=256, rates=[6, 12, 18])
+        task = (
+            task_of("cls", 1000)
+            if name == "cls"
+            else task_of("seg", 19, channels=256, rates=[6, 12, 18])
+        )
         task.inputs_per_target, task.input_size = 1, 224
 
         def build(auxiliary=0, arch=arch, entry=entry, task=task):
-            return Network(load_arch(arch), entry["width"], entry["layers"], "imagenet", task, auxiliary)
+            return Network(
+                load_arch(arch), entry["width"], entry["layers"], "imagenet", task, auxiliary
+            )
 
         with torch.device("meta"):
             assert count_params(build()) == entry["params"], key
@@ -135,8 +152,14 @@ def test_nasbench(golden):
         cell = parse_nasbench(entry, key)
         assert nasbench_hash(cell) == entry["hash"]
         with torch.device("meta"):
-            assert count_params(NASBenchNetwork(cell, 128, 9, "cifar", task)) == entry["params_width128"]
-        check(fill(NASBenchNetwork(cell, 16, 9, "cifar", task))(wave((2, 3, 32, 32))), entry["width16_logits"])
+            assert (
+                count_params(NASBenchNetwork(cell, 128, 9, "cifar", task))
+                == entry["params_width128"]
+            )
+        check(
+            fill(NASBenchNetwork(cell, 16, 9, "cifar", task))(wave((2, 3, 32, 32))),
+            entry["width16_logits"],
+        )
 
 
 def test_colors(golden):

@@ -22,7 +22,9 @@ TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C,
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)])
+@pytest.mark.parametrize(
+    "stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)]
+)
 def test_supernet_equals_edge_by_edge(stem, size, layout):
     supernet = Supernet(4, 3, stem, TASK).double().to(memory_format=layout)
     oracle = EdgeSupernet(4, 3, stem, TASK).double()
@@ -41,10 +43,14 @@ def test_supernet_equals_edge_by_edge(stem, size, layout):
             torch.testing.assert_close(part, q.grad, rtol=1e-9, atol=1e-10)
     # the same running statistics, so the same function in evaluation
     x = torch.randn(2, 3, size, size).double()
-    torch.testing.assert_close(supernet.eval()(x, alphas), oracle.eval()(x, alphas), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        supernet.eval()(x, alphas), oracle.eval()(x, alphas), rtol=1e-9, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize("kernel, stride, dilation", [(3, 1, 1), (5, 1, 2), (7, 1, 1), (3, 1, 2), (5, 2, 1)])
+@pytest.mark.parametrize(
+    "kernel, stride, dilation", [(3, 1, 1), (5, 1, 2), (7, 1, 1), (3, 1, 2), (5, 2, 1)]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_depthwise_gradients(kernel, stride, dilation, layout):
     conv = DepthwiseConv(6, kernel, stride, dilation).double().to(memory_format=layout)
@@ -56,7 +62,9 @@ def test_depthwise_gradients(kernel, stride, dilation, layout):
     found, wanted = (torch.autograd.grad(out, (x, conv.weight), grad) for out in (y, expected))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     conv.weight.requires_grad_(False)  # as in an alpha step
-    torch.testing.assert_close(torch.autograd.grad(conv(x), x, grad)[0], wanted[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(conv(x), x, grad)[0], wanted[0], rtol=1e-12, atol=1e-12
+    )
     conv.float().requires_grad_(True)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(x.detach().float())
@@ -71,7 +79,11 @@ def test_synchronised_bn_gets_the_mixing_weights(monkeypatch):
     x = torch.randn(4, 3, 8, 8)
     expected = supernet(x, alphas)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
-    assert any(isinstance(bn, nn.SyncBatchNorm) for source in converted.cells[0].sources for bn in source.norms.values())
+    assert any(
+        isinstance(bn, nn.SyncBatchNorm)
+        for source in converted.cells[0].sources
+        for bn in source.norms.values()
+    )
     torch.testing.assert_close(converted(x, alphas), expected)
 
 
@@ -97,7 +109,10 @@ def test_derive():
     alphas[0, edge_index(5, 4), PRIMITIVES.index("sep_conv_3x3")] = 7.9
     alphas[0, edge_index(5, 3), PRIMITIVES.index("sep_conv_5x5")] = 7.8
     genotype = derive(alphas)
-    assert genotype.normal[:2] == [("max_pool_3x3", 0), ("max_pool_3x3", 1)]  # all equal: the lower index
+    assert genotype.normal[:2] == [
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+    ]  # all equal: the lower index
     assert genotype.normal[2:4] == [("dil_conv_5x5", 2), ("skip_connect", 1)]  # the stronger first
     assert genotype.normal[6:] == [("sep_conv_3x3", 4), ("sep_conv_5x5", 3)]
     assert genotype.reduce == [("max_pool_3x3", j) for j in (0, 1)] * 4
@@ -114,8 +129,16 @@ def test_named_cells_train(name):
 
 
 def test_sampled_cell_with_none_and_duplicates():
-    pairs = [("none", 0), ("none", 1), ("sep_conv_3x3", 1), ("sep_conv_3x3", 1), ("skip_connect", 2), ("none", 0),
-             ("max_pool_3x3", 4), ("dil_conv_3x3", 3)]  # fmt: skip
+    pairs = [
+        ("none", 0),
+        ("none", 1),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 2),
+        ("none", 0),
+        ("max_pool_3x3", 4),
+        ("dil_conv_3x3", 3),
+    ]
     network = Network(Genotype(pairs, [2, 3, 4, 5], pairs, [2, 3, 4, 5]), 4, 3, "imagenet", TASK)
     logits = network(torch.randn(2, 3, 65, 65))
     logits.sum().backward()
@@ -154,7 +177,9 @@ def test_drop_path():
     y = drop_path(torch.ones(20_000, 2, 1, 1), 0.3)
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (y[:, 0] == y[:, 1]).all()  # a whole sample at a time
-    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.015) and y.mean().item() == pytest.approx(1, abs=0.03)
+    assert (y == 0).float().mean().item() == pytest.approx(
+        0.3, abs=0.015
+    ) and y.mean().item() == pytest.approx(1, abs=0.03)
     skips = [("skip_connect", 0), ("skip_connect", 1)] * 4
     network = Network(Genotype(skips, [2, 3, 4, 5], skips, [2, 3, 4, 5]), 4, 3, "cifar", TASK)
     x = torch.randn(8, 3, 16, 16)
@@ -180,7 +205,9 @@ def test_auxiliary_head_only_in_training():
 
 
 def test_cosine_and_warmup():
-    assert [utils.cosine_lr(1.0, e, 4) for e in range(4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert [utils.cosine_lr(1.0, e, 4) for e in range(4)] == pytest.approx(
+        [1, 0.853553, 0.5, 0.146447], abs=1e-6
+    )
     assert utils.cosine_lr(0.5, 0, 100, warmup_epochs=5) == pytest.approx(0.05)
     assert utils.cosine_lr(0.5, 5, 100, warmup_epochs=5) == utils.cosine_lr(0.5, 5, 100)
 
@@ -190,7 +217,9 @@ def test_counting_leaves_nothing_behind():
         inputs_per_target, in_channels, input_size = 1, 3, 32
 
     def build():
-        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
 
     assert utils.count_macs(build, Task) == 32 * 32 * 8 * 27 + 80
     assert utils.count_params(build()) == 8 * 27 + 8 + 90

@@ -9,7 +9,7 @@ import torch
 
 import data
 import pretext
-from errors import InputError
+from cli import InputError
 from genotypes import load_arch
 from model_eval import Network
 
@@ -59,10 +59,15 @@ def test_classification_and_rotation():
 
 
 def test_crop_reaches_every_offset_and_pads_with_the_mean():
-    images = make_set(torch.arange(1, 65).view(1, 8, 8, 1).expand(600, 8, 8, 3).to(torch.uint8), torch.zeros(600).long())
+    images = make_set(
+        torch.arange(1, 65).view(1, 8, 8, 1).expand(600, 8, 8, 3).to(torch.uint8),
+        torch.zeros(600).long(),
+    )
     task = make_task("cls", images)
     x, _ = task.prepare(*batch_of(images, "cls"), train=True)
-    padded = np.pad(normalized(images.images[0], images), ((0, 0), (1, 1), (1, 1)))  # zeros, after normalising
+    padded = np.pad(
+        normalized(images.images[0], images), ((0, 0), (1, 1), (1, 1))
+    )  # zeros, after normalising
     seen = set()
     for sample in x.numpy():
         for dy, dx, flip in itertools.product(range(3), range(3), (False, True)):
@@ -76,7 +81,9 @@ def test_crop_reaches_every_offset_and_pads_with_the_mean():
 
 
 def test_colorization_only_mirrors():
-    images = make_set(torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8).expand(64, 32, 32, 3))
+    images = make_set(
+        torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8).expand(64, 32, 32, 3)
+    )
     x, y = make_task("col", images).prepare(*batch_of(images), train=True)
     mirrored = [k for k in range(64) if not torch.equal(x[k], x[0])]
     assert 15 < len(mirrored) < 49
@@ -86,11 +93,16 @@ def test_colorization_only_mirrors():
 
 def direct_lab(rgb):
     """CIE Lab of one 8-bit colour, written out."""
-    r, g, b = (((v / 255 + 0.055) / 1.055) ** 2.4 if v / 255 > 0.04045 else v / 255 / 12.92 for v in rgb)
+    r, g, b = (
+        ((v / 255 + 0.055) / 1.055) ** 2.4 if v / 255 > 0.04045 else v / 255 / 12.92 for v in rgb
+    )
     X = 0.412453 * r + 0.357580 * g + 0.180423 * b
     Y = 0.212671 * r + 0.715160 * g + 0.072169 * b
     Z = 0.019334 * r + 0.119193 * g + 0.950227 * b
-    fx, fy, fz = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (X / 0.95047, Y, Z / 1.08883))
+    fx, fy, fz = (
+        t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116
+        for t in (X / 0.95047, Y, Z / 1.08883)
+    )
     return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 
 
@@ -112,21 +124,32 @@ def test_colorization():
 def test_plain_tasks_of_the_benchmark_compute_the_same():
     images = random_set(2)
     x, y = make_task("col", images).prepare(*batch_of(images), train=False)
-    turned = [make_task("rot", images).prepare(pixels, None, torch.arange(2), train=False)[0].unflatten(0, (2, 4))
-              for pixels in (images.images.permute(0, 3, 1, 2), images.images.permute(0, 3, 1, 2).flip(3))]  # fmt: skip
+    turned = [
+        make_task("rot", images)
+        .prepare(pixels, None, torch.arange(2), train=False)[0]
+        .unflatten(0, (2, 4))
+        for pixels in (images.images.permute(0, 3, 1, 2), images.images.permute(0, 3, 1, 2).flip(3))
+    ]
     tiles, _ = make_task("jig", images).prepare(*batch_of(images), train=False)
     for k, image in enumerate(images.images.numpy()):
         lightness, bins = plain_tasks.plain_col(image)
-        assert np.corrcoef(lightness.ravel(), x[k].ravel())[0, 1] > 0.9999 and (bins == y[k].numpy()).all()
+        assert (
+            np.corrcoef(lightness.ravel(), x[k].ravel())[0, 1] > 0.9999
+            and (bins == y[k].numpy()).all()
+        )
         rotated, targets = plain_tasks.plain_rot(image)
-        assert targets.tolist() == [0, 1, 2, 3] and any(np.allclose(rotated, t[k], atol=1e-5) for t in turned)
+        assert targets.tolist() == [0, 1, 2, 3] and any(
+            np.allclose(rotated, t[k], atol=1e-5) for t in turned
+        )
         shuffled, target = plain_tasks.plain_jig(image)
         assert shuffled.shape == tiles.unflatten(0, (2, 4))[k].shape and 0 <= target < 24
 
 
 def test_permutations():
     perms = pretext.permutations(2)
-    assert perms.tolist() == [list(p) for p in itertools.permutations(range(4))] and perms[0].tolist() == [0, 1, 2, 3]
+    assert perms.tolist() == [list(p) for p in itertools.permutations(range(4))] and perms[
+        0
+    ].tolist() == [0, 1, 2, 3]
     perms = pretext.permutations(3)
     assert perms.shape == (1000, 9) and (np.sort(perms, 1) == np.arange(9)).all()
     distance = (perms[:, None] != perms[None]).sum(-1)[np.triu_indices(1000, 1)]
@@ -136,7 +159,8 @@ def test_permutations():
 
 
 @pytest.mark.parametrize(
-    "stem, size, grid, tile", [("cifar", 32, 2, 12), ("imagenet", 255, 3, 64), ("imagenet", 321, 3, 81)]
+    "stem, size, grid, tile",
+    [("cifar", 32, 2, 12), ("imagenet", 255, 3, 64), ("imagenet", 321, 3, 81)],
 )
 def test_jigsaw_tiles(stem, size, grid, tile):
     images = random_set(4, size)
@@ -145,7 +169,10 @@ def test_jigsaw_tiles(stem, size, grid, tile):
     images_, labels, index = batch_of(images)
     index = torch.tensor([0, 5, 23, 24 + 7])
     x, y = task.prepare(images_, labels, index, train=False)
-    assert x.shape == (4 * grid**2, 3, tile, tile) and y.tolist() == (index % task.num_classes).tolist()
+    assert (
+        x.shape == (4 * grid**2, 3, tile, tile)
+        and y.tolist() == (index % task.num_classes).tolist()
+    )
     patch, perms = size // grid, pretext.permutations(grid)
     gap = (patch - tile) // 2
     for b, k in itertools.product(range(4), range(grid**2)):
@@ -158,18 +185,24 @@ def test_jigsaw_tiles(stem, size, grid, tile):
 
 def test_jigsaw_training_crops():
     """Every offset within the patch is used, and about 30% of the images are grey."""
-    images = make_set(torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8).expand(400, 32, 32, 3))
+    images = make_set(
+        torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8).expand(400, 32, 32, 3)
+    )
     task = make_task("jig", images)
     x, y = task.prepare(*batch_of(images), train=True)
     x = x.view(400, 4, 3, 12, 12)
-    raw = x * torch.tensor(images.std).view(3, 1, 1)  # grey: R, G and B of a tile differ by constants
+    raw = x * torch.tensor(images.std).view(
+        3, 1, 1
+    )  # grey: R, G and B of a tile differ by constants
     gray = ((raw - raw.mean((3, 4), keepdim=True)).std(2) < 1e-4).flatten(1).all(1)
     assert 0.22 < gray.float().mean() < 0.38
     assert y.unique().numel() == 24
     image = normalized(images.images[0], images)
     tiles = {}
     for flip, dy, dx in itertools.product((False, True), range(5), range(5)):
-        part = (image[:, :, ::-1] if flip else image)[:, dy : dy + 12, dx : dx + 12]  # of the first patch
+        part = (image[:, :, ::-1] if flip else image)[
+            :, dy : dy + 12, dx : dx + 12
+        ]  # of the first patch
         tiles[flip, dy, dx] = (part - part.mean()) / part.std()
     seen = set()
     perms = pretext.permutations(2)
@@ -183,7 +216,9 @@ def test_jigsaw_training_crops():
 def test_cutout():
     x = pretext.cutout(torch.ones(300, 3, 16, 16), 6)
     zeros = (x == 0).flatten(1).sum(1) / 3
-    assert zeros.max() == 36 and zeros.min() == 9  # whole inside; a centre in a corner leaves a quarter
+    assert (
+        zeros.max() == 36 and zeros.min() == 9
+    )  # whole inside; a centre in a corner leaves a quarter
     assert torch.equal(x[:, 0], x[:, 2])
     assert (x == 0).any(0).all()  # every pixel is hit at times
 
@@ -217,9 +252,21 @@ def test_constant_images_stay_finite(name, color):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_overfits_eight_images(name):
-    if name == "col":  # a colour that lightness gives away: the head's upsampling cannot follow single pixels
-        colors = torch.tensor([[20, 20, 90], [200, 30, 30], [30, 120, 30], [250, 240, 100], [120, 200, 230], [80, 60, 40],
-                               [160, 90, 160], [255, 255, 255]])  # fmt: skip
+    if (
+        name == "col"
+    ):  # a colour that lightness gives away: the head's upsampling cannot follow single pixels
+        colors = torch.tensor(
+            [
+                [20, 20, 90],
+                [200, 30, 30],
+                [30, 120, 30],
+                [250, 240, 100],
+                [120, 200, 230],
+                [80, 60, 40],
+                [160, 90, 160],
+                [255, 255, 255],
+            ]
+        )
         images = make_set(colors.view(8, 1, 1, 3).expand(8, 32, 32, 3).to(torch.uint8))
     else:
         images = data.load("shapes", limit=8)[0]
@@ -238,7 +285,9 @@ def test_overfits_eight_images(name):
             break
     assert loss < 0.02
     scores = task.score(logits, y)
-    assert task.metrics(scores)[task.metric] >= (90 if name == "seg" else 100)  # of thin parts, few pixels are much
+    assert task.metrics(scores)[task.metric] >= (
+        90 if name == "seg" else 100
+    )  # of thin parts, few pixels are much
     assert scores[-1] == (y != 255).sum()
 
 
@@ -296,7 +345,9 @@ def test_color_jitter():
     components = torch.tensor(pretext.COLOR_COMPONENTS)
     amounts = moved[:, 0, 0] @ components
     torch.testing.assert_close(components.T @ components, torch.eye(3), rtol=0, atol=2e-3)
-    torch.testing.assert_close(amounts.std(0), 0.1 * torch.tensor(pretext.COLOR_STD), rtol=0.05, atol=1e-5)
+    torch.testing.assert_close(
+        amounts.std(0), 0.1 * torch.tensor(pretext.COLOR_STD), rtol=0.05, atol=1e-5
+    )
 
 
 def test_refusals():

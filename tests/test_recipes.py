@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent
 # file: [(where, what to put before it)]
 ADDED = {
     "pretext.py": [
-        ("\nTASKS = {", '''
+        (
+            "\nTASKS = {",
+            '''
 class Mirror(Task):
     """Whether an image is mirrored; both are in the batch."""
 
@@ -24,32 +26,42 @@ class Mirror(Task):
         x = torch.stack([x, x.flip(3)], 1).flatten(0, 1)  # (2B, 3, H, W)
         return x, torch.arange(2, device=x.device).repeat(len(images))
 
-'''),
+''',
+        ),
         ('"cls": Classification', '"mirror": Mirror, '),
     ],
     "ops.py": [
-        ("\nOPS = {", '''
+        (
+            "\nOPS = {",
+            """
 def plain_conv_3x3(C, stride, affine, copies):
     EC = copies * C
     return nn.Sequential(nn.ReLU(), conv(EC, EC, 3, stride, groups=copies), nn.BatchNorm2d(EC, affine=affine))
 
-'''),
-        ('"skip_connect": skip', '"plain_conv_3x3": plain_conv_3x3,\n'
-         '    "max_pool_5x5": lambda C, stride, affine, copies: nn.MaxPool2d(5, stride, padding=2),\n    '),
+""",
+        ),
+        (
+            '"skip_connect": skip',
+            '"plain_conv_3x3": plain_conv_3x3,\n'
+            '    "max_pool_5x5": lambda C, stride, affine, copies: nn.MaxPool2d(5, stride, padding=2),\n    ',
+        ),
     ],
     "genotypes.py": [('"none",', '"plain_conv_3x3", "max_pool_5x5", ')],
     "data.py": [
-        ("\nDATASETS = {", '''
+        (
+            "\nDATASETS = {",
+            """
 def read_noise(path, *_):
     for part in ("train", "test"):
         data = ImageSet(torch.from_numpy(np.load(path / f"{part}.npy")), torch.arange(20) % 2, ["even", "odd"])
         data.mean, data.std = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
         yield data
 
-'''),
+""",
+        ),
         ('"shapes": read_shapes', '"noise": read_noise, '),
     ],
-}  # fmt: skip
+}
 CODE = """
 import json, sys, pytest, search, train
 small = ["--dataset", "noise", "--data", "noise", "--width", "4", "--layers", "2", "--epochs", "1", "--batch_size", "5"]
@@ -79,8 +91,13 @@ def test_a_task_two_ops_and_a_data_set_of_ones_own(tmp_path):
         (tmp_path / name).write_text(text)
     (tmp_path / "noise").mkdir()
     for part in ("train", "test"):
-        np.save(tmp_path / "noise" / f"{part}.npy", np.random.RandomState(0).randint(0, 256, (20, 16, 16, 3), np.uint8))
+        np.save(
+            tmp_path / "noise" / f"{part}.npy",
+            np.random.RandomState(0).randint(0, 256, (20, 16, 16, 3), np.uint8),
+        )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mirror on noise: 10 images for the weights" in done.stdout and "3 passed" in done.stdout

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+import cli
 import data
-import errors
 import genotypes
 import model_search
 import pretext
@@ -42,7 +42,10 @@ def run_train(*argv):
 def read_log(out):
     """The lines of log.jsonl without what a clock or the place of the run puts there."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "args")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "args")}
+        for line in lines
+    ]
 
 
 def read_args(out):
@@ -82,13 +85,29 @@ def test_search_and_train_the_found_cell(tmp_path, capsys, task):
     assert genotypes.load_arch(str(tmp_path / "s" / "genotype.json")) == genotype
     assert json.loads((tmp_path / "s" / "genotype.json").read_text())["meta"]["task"] == task
     lines = read_log(tmp_path / "s")
-    assert lines[0]["versions"]["torch"] == torch.__version__ and re.fullmatch("[0-9a-f]{12}", lines[0]["split"])
+    assert lines[0]["versions"]["torch"] == torch.__version__ and re.fullmatch(
+        "[0-9a-f]{12}", lines[0]["split"]
+    )
     metric = pretext.TASKS[task].metric
     assert {"w_loss", f"w_{metric}", "alpha_loss", "entropy", "skips", "convs"} <= lines[-1].keys()
-    result = run_train("--arch", tmp_path / "s" / "genotype.json", "--task", task, "--epochs", 1, "--out", tmp_path / "t")
+    result = run_train(
+        "--arch",
+        tmp_path / "s" / "genotype.json",
+        "--task",
+        task,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "t",
+    )
     saved = json.loads((tmp_path / "t" / "result.json").read_text())
     assert saved == json.loads(json.dumps(result))
-    assert saved["arch"] == "s" and saved["task"] == task and saved["metric"] == metric and saved["higher_is_better"]
+    assert (
+        saved["arch"] == "s"
+        and saved["task"] == task
+        and saved["metric"] == metric
+        and saved["higher_is_better"]
+    )
     assert 0 <= saved["final"] <= 100 and saved["params"] > 0 and saved["macs"] > 0
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -97,7 +116,10 @@ def test_default_folder_follows_the_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_search("--task", "rot", "--epochs", 1, "--seed", 3)
     result = run_train("--arch", "runs/search_shapes_rot_s3/genotype.json", "--epochs", 1)
-    assert result["arch"] == "shapes_rot_s3" and Path("runs/train_shapes_rot_s3_shapes_cls_s0/result.json").is_file()
+    assert (
+        result["arch"] == "shapes_rot_s3"
+        and Path("runs/train_shapes_rot_s3_shapes_cls_s0/result.json").is_file()
+    )
 
 
 @pytest.fixture
@@ -124,7 +146,9 @@ def watched(monkeypatch):
             weights = [p.clone() for p in supernets[-1].parameters()]
             before = alphas[-1].clone()
             plain(self, *args, **kwargs)
-            changed = any(not torch.equal(p, q) for p, q in zip(weights, supernets[-1].parameters()))
+            changed = any(
+                not torch.equal(p, q) for p, q in zip(weights, supernets[-1].parameters())
+            )
             seen["steps"].append((name, changed, not torch.equal(before, alphas[-1])))
 
         monkeypatch.setattr(optimizer, "step", step)
@@ -140,12 +164,17 @@ def watched(monkeypatch):
 
 
 def test_steps_change_weights_or_alphas_and_images_are_used_once(tmp_path, watched):
-    run_search("--task", "rot", "--epochs", 2, "--alpha_start", 1, "--limit", 47, "--out", tmp_path / "s")
+    run_search(
+        "--task", "rot", "--epochs", 2, "--alpha_start", 1, "--limit", 47, "--out", tmp_path / "s"
+    )
     # 47 images: halves of 23, 2 steps an epoch; in the first epoch the weights alone
     weights, alphas = ("SGD", True, False), ("Adam", False, True)
     assert watched["steps"] == [weights] * 2 + [alphas, weights] * 2
     w_half, alpha_half = (set(half.tolist()) for half in data.halves(47, 0))
-    w_batches, alpha_batches = watched["batches"][:2] + watched["batches"][3::2], watched["batches"][2::2]
+    w_batches, alpha_batches = (
+        watched["batches"][:2] + watched["batches"][3::2],
+        watched["batches"][2::2],
+    )
     assert all(set(batch) <= w_half for batch in w_batches) and len(w_batches) == 4
     assert all(set(batch) <= alpha_half for batch in alpha_batches) and len(alpha_batches) == 2
     uses = [sum(batch.count(i) for batch in alpha_batches) for i in alpha_half]
@@ -185,13 +214,18 @@ def my_photos(tmp_path):
 
 def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
     argv = ["--dataset", "folder", "--data", my_photos, "--epochs", 1, "--out"]
-    with pytest.raises(errors.InputError, match="needs labels"):
+    with pytest.raises(cli.InputError, match="needs labels"):
         run_search("--task", "cls", *argv, tmp_path / "cls")
     for task in ("rot", "col", "jig"):
         run_search("--task", task, *argv, tmp_path / task)
         out = capsys.readouterr().out
-        assert "39 images to train, 5 to evaluate, 34 .png, 10 .jpg\n" in out  # a tenth of 51, 40 of the others
-        assert "left out: 6 beyond --limit, 1 .heic, 1 .txt, 1 hidden, 1 unreadable\n" in out and "broken.jpg" in out
+        assert (
+            "39 images to train, 5 to evaluate, 34 .png, 10 .jpg\n" in out
+        )  # a tenth of 51, 40 of the others
+        assert (
+            "left out: 6 beyond --limit, 1 .heic, 1 .txt, 1 hidden, 1 unreadable\n" in out
+            and "broken.jpg" in out
+        )
         assert "size 160, from the shorter sides of 50 images: 60 to 273 pixels, median 228" in out
         assert genotypes.load_arch(str(tmp_path / task / "genotype.json"))
     args = read_args(tmp_path / "jig")
@@ -202,7 +236,7 @@ def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
     (my_photos / "broken.jpg").unlink()
     for k in range(10, 50):  # only small photos are left
         (my_photos / f"{k}.{'png' if k % 5 else 'jpg'}").unlink()
-    with pytest.raises(errors.InputError, match="size = 160, this run has 32"):
+    with pytest.raises(cli.InputError, match="size = 160, this run has 32"):
         run_search("--task", "rot", *argv, tmp_path / "rot", "--resume", "--batch_size", 2)
     capsys.readouterr()
     run_search("--task", "rot", *argv, tmp_path / "own", "--size", 24, "--batch_size", 2)
@@ -212,13 +246,36 @@ def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
 # ---------------------------------------------------------------------------------------------------------------------
 # stopping and going on
 
-COMMANDS = {"search": (run_search, ["search.py", *SEARCH]), "train": (run_train, ["train.py", *TRAIN])}
+COMMANDS = {
+    "search": (run_search, ["search.py", *SEARCH]),
+    "train": (run_train, ["train.py", *TRAIN]),
+}
 # everything that holds a state or draws at random
 RUN = {
     "search": ["--task", "jig", "--epochs", 4, "--print_every", 1],
-    "train": ["--task", "rot", "--epochs", 4, "--print_every", 1, "--layers", 3, "--auxiliary", 0.4, "--drop_path", 0.3,
-              "--label_smoothing", 0.1, "--cutout", 8, "--warmup_epochs", 2, "--precise_bn", 20],
-}  # fmt: skip
+    "train": [
+        "--task",
+        "rot",
+        "--epochs",
+        4,
+        "--print_every",
+        1,
+        "--layers",
+        3,
+        "--auxiliary",
+        0.4,
+        "--drop_path",
+        0.3,
+        "--label_smoothing",
+        0.1,
+        "--cutout",
+        8,
+        "--warmup_epochs",
+        2,
+        "--precise_bn",
+        20,
+    ],
+}
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -237,7 +294,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(utils, "save_checkpoint", save_and_stop)
         run(*argv, "--out", tmp_path / "stopped")
-    with pytest.raises(errors.InputError, match="--resume"):
+    with pytest.raises(cli.InputError, match="--resume"):
         run(*argv, "--out", tmp_path / "stopped")
     torch.manual_seed(99)
     run(*argv, "--out", tmp_path / "stopped", "--resume")
@@ -246,7 +303,15 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
 
     # SIGKILL within an epoch
     killed = tmp_path / "killed"
-    command = [sys.executable, ROOT / command[0], *command[1:], *map(str, argv), "--out", killed, "--resume"]
+    command = [
+        sys.executable,
+        ROOT / command[0],
+        *command[1:],
+        *map(str, argv),
+        "--out",
+        killed,
+        "--resume",
+    ]
     command.append("--deterministic")  # changes nothing on a CPU
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     log = killed / "log.jsonl"
@@ -261,17 +326,26 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
     run(*argv, "--out", killed, "--resume")
     assert_same_run(tmp_path / "whole", killed)
     if name == "train":
-        scores = [json.loads((tmp_path / d / "result.json").read_text())["epochs"] for d in ("whole", "stopped", "killed")]
+        scores = [
+            json.loads((tmp_path / d / "result.json").read_text())["epochs"]
+            for d in ("whole", "stopped", "killed")
+        ]
         assert scores[0] == scores[1] == scores[2] and len(scores[0]) == 4
         before = (killed / "result.json").stat().st_mtime_ns
         run(*argv, "--out", killed, "--resume")
-        assert "finished" in capsys.readouterr().out and (killed / "result.json").stat().st_mtime_ns == before
+        assert (
+            "finished" in capsys.readouterr().out
+            and (killed / "result.json").stat().st_mtime_ns == before
+        )
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
     """The signal arrives in the third or last step of the second epoch; the run ends after it, and goes on at the next."""
-    run, argv = COMMANDS[name][0], [*RUN[name], "--limit", 120, "--epochs", 3]  # at least 6 steps an epoch
+    run, argv = (
+        COMMANDS[name][0],
+        [*RUN[name], "--limit", 120, "--epochs", 3],
+    )  # at least 6 steps an epoch
     run(*argv, "--out", tmp_path / "whole")
     plain, calls = utils.stop_requested, []
 
@@ -333,16 +407,19 @@ def test_a_checkpoint_is_only_for_its_own_run(tmp_path, finished):
         (["--limit", "41"], "limit|split"),
         (["--epochs", "2"], "epochs = 1, this run has 2"),
     ):
-        with pytest.raises(errors.InputError, match=message):
+        with pytest.raises(cli.InputError, match=message):
             run_train("--epochs", 1, "--out", tmp_path, "--resume", *argv)
     (tmp_path / "result.json").unlink(missing_ok=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
-    with pytest.raises(errors.InputError, match="not a usable checkpoint"):
+    with pytest.raises(cli.InputError, match="not a usable checkpoint"):
         run_train("--epochs", 1, "--out", tmp_path, "--resume")
 
 
 def test_seeds_differ_and_repeat(tmp_path):
-    losses = [run_train("--epochs", 1, "--seed", s, "--out", tmp_path / f"{i}")["epochs"] for i, s in enumerate((0, 1, 0))]
+    losses = [
+        run_train("--epochs", 1, "--seed", s, "--out", tmp_path / f"{i}")["epochs"]
+        for i, s in enumerate((0, 1, 0))
+    ]
     assert losses[0] == losses[2] and losses[0] != losses[1]
 
 
@@ -358,22 +435,43 @@ def test_precise_bn_reads_that_many_images(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     for batch in (10, 40):  # of one step an epoch only the evaluation sees it
-        with pytest.raises(errors.InputError, match=r"loss is (nan|inf) by epoch 1, step \d, task cls"):
-            run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--batch_size", batch, "--out", tmp_path / str(batch))
+        with pytest.raises(
+            cli.InputError, match=r"loss is (nan|inf) by epoch 1, step \d, task cls"
+        ):
+            run_train(
+                "--epochs",
+                1,
+                "--lr",
+                1e20,
+                "--grad_clip",
+                0,
+                "--batch_size",
+                batch,
+                "--out",
+                tmp_path / str(batch),
+            )
         assert not (tmp_path / str(batch) / "checkpoint.pt").exists()
 
 
 def test_accumulated_parts_are_the_batch(tmp_path, monkeypatch):
     """Without augmentation and with BN of fixed statistics, whose mean over parts is that of the batch."""
     prepare = pretext.Classification.prepare
-    monkeypatch.setattr(pretext.Classification, "prepare", lambda self, *batch, train: prepare(self, *batch, train=False))
-    monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
+    monkeypatch.setattr(
+        pretext.Classification,
+        "prepare",
+        lambda self, *batch, train: prepare(self, *batch, train=False),
+    )
+    monkeypatch.setattr(
+        torch.nn.BatchNorm2d, "train", lambda self, mode=True: torch.nn.Module.train(self, False)
+    )
     for parts in (1, 5):
         run_train("--epochs", 2, "--accumulate", parts, "--out", tmp_path / str(parts))
-    states = [torch.load(tmp_path / d / "checkpoint.pt", weights_only=True)["network"] for d in ("1", "5")]
+    states = [
+        torch.load(tmp_path / d / "checkpoint.pt", weights_only=True)["network"] for d in ("1", "5")
+    ]
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
-    with pytest.raises(errors.InputError, match="--batch_size 10"):
+    with pytest.raises(cli.InputError, match="--batch_size 10"):
         run_train("--epochs", 1, "--accumulate", 6, "--out", tmp_path / "6")
 
 
@@ -388,7 +486,9 @@ def test_mixed_precision(tmp_path, amp):
             first[name, len(precision)] = read_log(out)[1]["loss"]
             scaler = torch.load(out / "checkpoint.pt", weights_only=True)["scaler"]
             assert ("scale" in scaler) == ("fp16" in precision)
-        assert first[name, 0] != first[name, 2] and first[name, 2] == pytest.approx(first[name, 0], rel=0.01)
+        assert first[name, 0] != first[name, 2] and first[name, 2] == pytest.approx(
+            first[name, 0], rel=0.01
+        )
 
 
 def test_compiled_training_is_the_plain_one(tmp_path, monkeypatch):
@@ -396,9 +496,16 @@ def test_compiled_training_is_the_plain_one(tmp_path, monkeypatch):
     compiled = partial(torch.nn.Module.compile, backend="eager")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self))
     few = ["--layers", 1, "--limit", 30, "--epochs", 1]
-    plain, traced = (run_train(*few, *more, "--out", tmp_path / str(len(more))) for more in ([], ["--compile"]))
-    assert traced["epochs"][0]["train_loss"] == pytest.approx(plain["epochs"][0]["train_loss"], rel=1e-5)
-    names = [torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["network"].keys() for out in "01"]
+    plain, traced = (
+        run_train(*few, *more, "--out", tmp_path / str(len(more))) for more in ([], ["--compile"])
+    )
+    assert traced["epochs"][0]["train_loss"] == pytest.approx(
+        plain["epochs"][0]["train_loss"], rel=1e-5
+    )
+    names = [
+        torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["network"].keys()
+        for out in "01"
+    ]
     assert names[0] == names[1]
 
 
@@ -406,31 +513,55 @@ def test_width_within_a_budget(tmp_path):
     result = run_train("--width", 12, "--epochs", 1, "--out", tmp_path / "12")
     narrow = [arg for arg in TRAIN if arg not in ("--width", "4")]
     for budget, width in ((result["macs"], 12), (result["macs"] - 1, 10)):
-        args = train.parse_args([*narrow, "--max_macs", str(budget), "--epochs", "1", "--out", str(tmp_path / f"w{width}")])
+        args = train.parse_args(
+            [
+                *narrow,
+                "--max_macs",
+                str(budget),
+                "--epochs",
+                "1",
+                "--out",
+                str(tmp_path / f"w{width}"),
+            ]
+        )
         if width == 12:
             assert train.main(args)["macs"] == result["macs"]
         else:
             assert train.main(args)["macs"] < result["macs"]
         assert args.width == width
-    assert train.widest(lambda width: width**2, 99**2) == 98 and train.widest(lambda width: width, 2) == 2
-    with pytest.raises(errors.InputError, match="--max_macs 10:"):
+    assert (
+        train.widest(lambda width: width**2, 99**2) == 98
+        and train.widest(lambda width: width, 2) == 2
+    )
+    with pytest.raises(cli.InputError, match="--max_macs 10:"):
         train.widest(lambda width: 6 * width, 10)
-    with pytest.raises(errors.InputError, match="give one of them"):
+    with pytest.raises(cli.InputError, match="give one of them"):
         run_train("--max_macs", "1e6", "--epochs", 1, "--out", tmp_path / "both")
 
 
 def test_settings_of_the_paper():
-    assert search.settings("imagenet", "rot")["batch_size"] == 32 and search.settings("imagenet", "cls")["alpha_start"] == 1
+    assert (
+        search.settings("imagenet", "rot")["batch_size"] == 32
+        and search.settings("imagenet", "cls")["alpha_start"] == 1
+    )
     jig = search.parse_args(["--task", "jig", "--dataset", "imagenet22k", "--data", "x"])
     assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs) == (255, 128, 0.2, 6e-4, 1)
     col, seg = (search.settings("cityscapes", task) for task in ("col", "seg"))
-    assert (col["batch_size"], col["lr"], col["alpha_lr"]) == (16, 0.05, 1.5e-4) and seg["batch_size"] == 32
+    assert (col["batch_size"], col["lr"], col["alpha_lr"]) == (16, 0.05, 1.5e-4) and seg[
+        "batch_size"
+    ] == 32
     cls = train.settings("evaluation", "imagenet", "cls", "darts")
     assert cls["max_macs"] == 600e6 and cls["batch_size"] == 1024 and "width" not in cls
     seg = train.settings("evaluation", "cityscapes", "seg", "darts")
     assert seg["epochs"] == 2700 and seg["size"] == 769 and seg["auxiliary"] == 0
     rot = train.settings("sample", "imagenet", "rot", "nasbench101")
-    assert (rot["epochs"], rot["weight_decay"], rot["precise_bn"], rot["layers"], rot["lr"]) == (10, 5e-5, 0, 12, 0.0125)
+    assert (rot["epochs"], rot["weight_decay"], rot["precise_bn"], rot["layers"], rot["lr"]) == (
+        10,
+        5e-5,
+        0,
+        12,
+        0.0125,
+    )
     assert train.settings("sample", "imagenet", "jig", "darts")["size"] == 255
 
 
@@ -445,7 +576,11 @@ def test_search_without_clipping_learns(tmp_path):
 
 BAD = {
     "unknown genotype": (train, [*TRAIN, "--arch", "no/genotype.json"], "no/genotype.json"),
-    "missing folder": (search, [*SEARCH, "--dataset", "folder", "--data", "no/photos"], "no/photos"),
+    "missing folder": (
+        search,
+        [*SEARCH, "--dataset", "folder", "--data", "no/photos"],
+        "no/photos",
+    ),
     "path of no data set": (search, [*SEARCH, "--data", "my_photos"], "--data my_photos"),
     "folder without images": (
         search,
@@ -456,14 +591,30 @@ BAD = {
     "batch larger than half the data": (search, [*SEARCH, "--batch_size", "21"], "--batch_size 21"),
     "batch larger than the data": (train, [*TRAIN, "--batch_size", "41"], "--batch_size 41"),
     "size of another data set": (train, [*TRAIN, "--size", "64"], "--size 64"),
-    "size that vanishes": (search, [*SEARCH, "--stem", "imagenet", "--layers", "4", "--task", "jig"], "less than one"),
-    "auxiliary head on colorization": (train, [*TRAIN, "--task", "col", "--auxiliary", "0.4"], "--auxiliary"),
-    "auxiliary head on too small a map": (train, [*TRAIN, "--stem", "imagenet", "--auxiliary", "0.4"], "1 x 1"),
+    "size that vanishes": (
+        search,
+        [*SEARCH, "--stem", "imagenet", "--layers", "4", "--task", "jig"],
+        "less than one",
+    ),
+    "auxiliary head on colorization": (
+        train,
+        [*TRAIN, "--task", "col", "--auxiliary", "0.4"],
+        "--auxiliary",
+    ),
+    "auxiliary head on too small a map": (
+        train,
+        [*TRAIN, "--stem", "imagenet", "--auxiliary", "0.4"],
+        "1 x 1",
+    ),
     "device": (train, [*TRAIN, "--device", "cuda:99"], "cuda:99"),
     "odd width": (search, [*SEARCH, "--width", "7"], "--width"),
     "negative rate": (search, [*SEARCH, "--lr", "-1"], "--lr"),
     "drop path of one": (train, [*TRAIN, "--drop_path", "1"], "--drop_path"),
-    "alphas that never start": (search, [*SEARCH, "--epochs", "2", "--alpha_start", "2"], "--alpha_start 2"),
+    "alphas that never start": (
+        search,
+        [*SEARCH, "--epochs", "2", "--alpha_start", "2"],
+        "--alpha_start 2",
+    ),
     "output below a file": (train, [*TRAIN, "--out", f"{__file__}/x"], "test_runs.py/x"),
     "unknown kind of device": (train, [*TRAIN, "--device", "meta"], "--device meta"),
     "seed": (train, [*TRAIN, "--seed", "99999999999999999999"], "--seed"),
@@ -476,7 +627,7 @@ def test_bad_input(tmp_path, monkeypatch, capsys, case):
     script, argv, message = BAD[case]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        errors.run(script.main, script.parse_args(argv))
+        cli.run(script.main, script.parse_args, argv)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert exit_.value.code == 2 and "error: " in last and message in last
     assert not list(tmp_path.iterdir())
@@ -491,4 +642,4 @@ def test_bad_input_as_a_command(tmp_path):
 
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        errors.run(lambda args: 1 / 0, None)
+        cli.run(lambda args: 1 / 0, lambda argv: None)

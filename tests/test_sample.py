@@ -16,13 +16,13 @@ import pytest
 import torch
 from scipy import stats
 
+import cli
 import data
-import errors
 import genotypes
 import sample
 import train
 import utils
-from errors import InputError
+from cli import InputError
 from genotypes import NASBENCH_OPS, NASBenchCell, load_archs, nasbench_hash, parse_nasbench, prune
 from model_eval import build_network, vertex_channels
 from pretext import PooledHead
@@ -30,7 +30,20 @@ from pretext import PooledHead
 TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C, 10))
 ROOT = Path(__file__).parent.parent
 UNIQUE = {2: 1, 3: 6, 4: 84, 5: 2441, 6: 62010}  # cells by vertices, as published
-OPTIONS = ["--width", "4", "--layers", "3", "--limit", "40", "--size", "8", "--batch_size", "10", "--device", "cpu"]
+OPTIONS = [
+    "--width",
+    "4",
+    "--layers",
+    "3",
+    "--limit",
+    "40",
+    "--size",
+    "8",
+    "--batch_size",
+    "10",
+    "--device",
+    "cpu",
+]
 
 
 def cells_of(V):
@@ -46,7 +59,9 @@ def cells_of(V):
 
 
 def to_cell(edges, ops):
-    return NASBenchCell([[int((i, j) in edges) for j in range(len(ops))] for i in range(len(ops))], ops)
+    return NASBenchCell(
+        [[int((i, j) in edges) for j in range(len(ops))] for i in range(len(ops))], ops
+    )
 
 
 @pytest.mark.parametrize("V", [2, 3, 4, 5, pytest.param(6, marks=pytest.mark.slow)])
@@ -81,7 +96,10 @@ def test_a_sampler_that_counts_isomorphic_cells_twice_is_not(monkeypatch):
 
 def test_draws_are_distinct_valid_and_repeat():
     cells = sample.draw("nasbench101", 60, seed=3)
-    assert list(cells)[:2] == ["00000", "00001"] and len({nasbench_hash(c) for c in cells.values()}) == 60
+    assert (
+        list(cells)[:2] == ["00000", "00001"]
+        and len({nasbench_hash(c) for c in cells.values()}) == 60
+    )
     assert all(parse_nasbench(genotypes.to_entry(c), i) == c for i, c in cells.items())
     assert sample.draw("nasbench101", 60, seed=3) == cells != sample.draw("nasbench101", 60, seed=4)
     start = time.process_time()
@@ -115,10 +133,15 @@ def test_darts_costs_add_up_and_limits_hold():
 
 def test_pruning_and_rule():
     def cell(*edges, ops=("maxpool3x3", "conv1x1-bn-relu"), V=4):
-        return {"matrix": [[int((i, j) in edges) for j in range(V)] for i in range(V)], "ops": ["input", *ops, "output"]}
+        return {
+            "matrix": [[int((i, j) in edges) for j in range(V)] for i in range(V)],
+            "ops": ["input", *ops, "output"],
+        }
 
     pruned = parse_nasbench(cell((0, 1), (1, 3), (0, 2)), "x")  # 2 leads nowhere
-    assert pruned == NASBenchCell([[0, 1, 0], [0, 0, 1], [0, 0, 0]], ["input", "maxpool3x3", "output"])
+    assert pruned == NASBenchCell(
+        [[0, 1, 0], [0, 0, 1], [0, 0, 0]], ["input", "maxpool3x3", "output"]
+    )
     full = [(i, j) for i, j in itertools.combinations(range(5), 2)]
     for entry, message in (
         (cell((0, 1), (2, 3)), "no path"),
@@ -135,13 +158,23 @@ def test_pruning_and_rule():
 
 
 def test_channels_and_the_cell_that_broke_others():
-    fan = to_cell([(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4), (0, 4)], ["input", *["conv1x1-bn-relu"] * 3, "output"])
+    fan = to_cell(
+        [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4), (0, 4)],
+        ["input", *["conv1x1-bn-relu"] * 3, "output"],
+    )
     assert vertex_channels(fan, 8, 8) == [8, 3, 3, 2, 8]
     with pytest.raises(InputError, match="--width: 2"):
         vertex_channels(fan, 2, 2)
-    direct = to_cell([(0, 1), (1, 2), (0, 2)], ["input", "conv3x3-bn-relu", "output"])  # an add onto a ReLU's output
+    direct = to_cell(
+        [(0, 1), (1, 2), (0, 2)], ["input", "conv3x3-bn-relu", "output"]
+    )  # an add onto a ReLU's output
     alone = to_cell([(0, 1)], ["input", "output"])
-    for cell, stem, size in ((fan, "cifar", 12), (direct, "cifar", 8), (direct, "imagenet", 64), (alone, "cifar", 8)):
+    for cell, stem, size in (
+        (fan, "cifar", 12),
+        (direct, "cifar", 8),
+        (direct, "imagenet", 64),
+        (alone, "cifar", 8),
+    ):
         network = build_network(cell, 6, 3, stem, TASK)
         network(torch.randn(2, 3, size, size)).sum().backward()
         assert all(p.grad is not None for p in network.parameters())
@@ -169,14 +202,18 @@ def test_paper_lists_train(shared_data, name):
 
 def sweep(out, *argv, archs=None):
     draw = ["--archs", str(archs)] if archs else ["--space", "nasbench101", "--n", "3"]
-    sample.main(sample.parse_args([*draw, *OPTIONS, "--epochs", "2", "--out", str(out), *map(str, argv)]))
+    sample.main(
+        sample.parse_args([*draw, *OPTIONS, "--epochs", "2", "--out", str(out), *map(str, argv)])
+    )
 
 
 def scores(out):
     results = {}
     for path in out.rglob("result.json"):
         result = json.loads(path.read_text())
-        results[str(path.relative_to(out))] = [result[key] for key in ("arch", "task", "seed", "epochs", "genotype")]
+        results[str(path.relative_to(out))] = [
+            result[key] for key in ("arch", "task", "seed", "epochs", "genotype")
+        ]
     return results
 
 
@@ -185,7 +222,11 @@ def test_sweep_trains_everything_once(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "12 done, 0 failed, 0 left of 12" in out
     found = scores(tmp_path)
-    assert len(found) == 12 and {v[2] for v in found.values()} == {1, 2} and not list(tmp_path.rglob("checkpoint.pt"))
+    assert (
+        len(found) == 12
+        and {v[2] for v in found.values()} == {1, 2}
+        and not list(tmp_path.rglob("checkpoint.pt"))
+    )
     monkeypatch.setattr(train, "main", lambda *args: pytest.fail("trained again"))
     sweep(tmp_path, "--tasks", "cls", "rot", "--seeds", 1, 2)
     with pytest.raises(InputError, match="epochs = 2, this run has 3"):
@@ -214,10 +255,16 @@ def test_a_device_that_is_not_there_ends_the_sweep(tmp_path):
 
 
 def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, capsys):
-    wide = to_cell([(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)], ["input", *["maxpool3x3"] * 3, "output"])
+    wide = to_cell(
+        [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)], ["input", *["maxpool3x3"] * 3, "output"]
+    )
     plain = to_cell([(0, 1)], ["input", "output"])
     archs = tmp_path / "list.json"
-    archs.write_text(json.dumps([{"id": i, **genotypes.to_entry(c)} for i, c in (("wide", wide), ("plain", plain))]))
+    archs.write_text(
+        json.dumps(
+            [{"id": i, **genotypes.to_entry(c)} for i, c in (("wide", wide), ("plain", plain))]
+        )
+    )
     narrow = ["--tasks", "cls", "--width", 2, "--epochs", 1]
     sweep(tmp_path / "s", *narrow, archs=archs)
     out = capsys.readouterr().out
@@ -235,7 +282,21 @@ def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, capsys):
 
 
 def command(out, *argv):
-    argv = ["--space", "nasbench101", "-n", "3", "--tasks", "cls", "rot", *OPTIONS, "--epochs", "2", "--out", out, *argv]
+    argv = [
+        "--space",
+        "nasbench101",
+        "-n",
+        "3",
+        "--tasks",
+        "cls",
+        "rot",
+        *OPTIONS,
+        "--epochs",
+        "2",
+        "--out",
+        out,
+        *argv,
+    ]
     return [str(ROOT / "sample.py"), *map(str, argv)]
 
 
@@ -246,7 +307,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def test_killed_sweep_and_two_processes(tmp_path):
     """SIGKILL at a random moment, then two processes together: the results of an undisturbed sweep, no job done twice."""
     subprocess.run([sys.executable, *command(tmp_path / "whole")], env=ENVIRONMENT, check=True)
-    process = subprocess.Popen([sys.executable, *command(tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *command(tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
     while not list((tmp_path / "killed").rglob("log.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -254,19 +317,29 @@ def test_killed_sweep_and_two_processes(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     both = [
-        subprocess.Popen([sys.executable, *command(tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, *command(tmp_path / "killed")],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
     ]
     lines = [line for p in both for line in p.communicate()[0].splitlines() if " seed 1: " in line]
     jobs = [line.split(":")[0] for line in lines]
     assert [p.returncode for p in both] == [0, 0] and len(jobs) == len(set(jobs))
-    assert scores(tmp_path / "killed") == scores(tmp_path / "whole") and len(scores(tmp_path / "whole")) == 6
+    assert (
+        scores(tmp_path / "killed") == scores(tmp_path / "whole")
+        and len(scores(tmp_path / "whole")) == 6
+    )
 
 
 @pytest.mark.slow
 def test_ranks_of_torchrun_share_a_counter(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launcher, *command(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*launcher, *command(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     jobs = [line.split(":")[0] for line in done.stdout.splitlines() if " seed 1: " in line]
     assert len(jobs) == len(set(jobs)) == 6 == len(scores(tmp_path))
@@ -276,7 +349,9 @@ def test_status_needs_no_torch(tmp_path):
     (tmp_path / "archs.json").write_text(
         json.dumps([{"id": "a", **genotypes.to_entry(to_cell([(0, 1)], ["input", "output"]))}])
     )
-    (tmp_path / "sweep.json").write_text(json.dumps({"settings": {}, "tasks": ["cls"], "seeds": [1, 2]}))
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"settings": {}, "tasks": ["cls"], "seeds": [1, 2]})
+    )
     show = f"sample.main(sample.parse_args(['--status', {str(tmp_path)!r}]))"
     code = f"import sys; sys.modules['torch'] = None; import sample; {show}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -297,6 +372,6 @@ def test_status_needs_no_torch(tmp_path):
 def test_bad_input(tmp_path, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        errors.run(sample.main, sample.parse_args(["--space", "nasbench101", "--n", "1", *argv]))
+        cli.run(sample.main, sample.parse_args, ["--space", "nasbench101", "--n", "1", *argv])
     assert exit_.value.code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import cli
 import correlate
-import errors
 import genotypes
 import report
 import sample
@@ -22,15 +22,42 @@ import train
 import utils
 
 ROOT = Path(__file__).parent.parent
-PROFILES = ["smoke", "cifar10", "cifar10_small", "imagenet", "cityscapes", "cityscapes_small", "paper"]
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "OUT", "DATA", "DATASET", "NPROC", "DRY")}
-PARSERS = {"search.py": search, "train.py": train, "sample.py": sample, "correlate.py": correlate, "report.py": report}
+PROFILES = [
+    "smoke",
+    "cifar10",
+    "cifar10_small",
+    "imagenet",
+    "cityscapes",
+    "cityscapes_small",
+    "paper",
+]
+ENVIRONMENT = {
+    k: v
+    for k, v in os.environ.items()
+    if k not in ("PROFILE", "OUT", "DATA", "DATASET", "NPROC", "DRY")
+}
+PARSERS = {
+    "search.py": search,
+    "train.py": train,
+    "sample.py": sample,
+    "correlate.py": correlate,
+    "report.py": report,
+}
 
 
-def study(folder, *argv, path=Path(sys.executable).parent, script=ROOT / "run_all.sh", **environment):
+def study(
+    folder, *argv, path=Path(sys.executable).parent, script=ROOT / "run_all.sh", **environment
+):
     environment = {**ENVIRONMENT, "PATH": f"{path}:{os.environ['PATH']}", **environment}
-    return subprocess.Popen(["bash", script, *argv], cwd=folder, env=environment, text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        ["bash", script, *argv],
+        cwd=folder,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finished(process):
@@ -45,23 +72,33 @@ def finished(process):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("processes", ["1", "8"])
 def test_the_scripts_accept_every_command(tmp_path, profile, processes):
-    code, out, err = finished(study(tmp_path, profile, "--workers", "3", DRY="1", NPROC=processes, DATA="/my data"))
+    code, out, err = finished(
+        study(tmp_path, profile, "--workers", "3", DRY="1", NPROC=processes, DATA="/my data")
+    )
     assert code == 0 and not err and not list(tmp_path.iterdir())
     titles, commands = out.splitlines()[::2], [shlex.split(line) for line in out.splitlines()[1::2]]
-    assert [title.split()[1] for title in titles] == [f"[{k}/{len(titles)}]" for k in range(1, len(titles) + 1)]
+    assert [title.split()[1] for title in titles] == [
+        f"[{k}/{len(titles)}]" for k in range(1, len(titles) + 1)
+    ]
     outs, tasks = [], {}
     for command in commands:
         start = ["torchrun", "--standalone", "--nproc_per_node=8"]
         parallel = command[: len(start)] == start
         script, *argv = command[len(start) if parallel else 1 :]
         assert parallel == (
-            processes == "8" and script in ("search.py", "train.py", "sample.py") and "--draw_only" not in argv
+            processes == "8"
+            and script in ("search.py", "train.py", "sample.py")
+            and "--draw_only" not in argv
         )
         args = PARSERS[script].parse_args(argv)
         if script == "sample.py":
             args.dataset = train.parse_args(["--arch", "", *args.train_argv]).dataset
         if script in ("search.py", "train.py"):
-            assert args.data == (None if args.dataset == "shapes" else "/my data") and args.workers == 3 and args.resume
+            assert (
+                args.data == (None if args.dataset == "shapes" else "/my data")
+                and args.workers == 3
+                and args.resume
+            )
             tasks.setdefault((script, args.dataset), set()).add(args.task)
         outs += [args.out] if script != "report.py" else []
     assert len(set(outs)) == len(outs)
@@ -76,7 +113,12 @@ def test_the_paper_has_a_folder_for_each_data_set(tmp_path):
     found = set(re.findall(r"--dataset (\S+) --data (\S+)", out))
     assert found == {(name.lower(), root) for name, root in roots.items()}
     assert out.count("-n 500") == 4 and out.count("--seeds 1 2 3 --dataset cifar10") == 2
-    assert all(f"train_{task}_{cell}_s2" in out for task in ("cls", "seg") for cell in genotypes.CELLS if "unnas" in cell)
+    assert all(
+        f"train_{task}_{cell}_s2" in out
+        for task in ("cls", "seg")
+        for cell in genotypes.CELLS
+        if "unnas" in cell
+    )
 
 
 def test_a_folder_as_cifar10_and_an_unknown_profile(tmp_path):
@@ -120,10 +162,17 @@ def test_a_failing_stage_stops_and_the_next_start_goes_on(fake):
     code, out, err = finished(study(fake, path=fake / "bin"))
     before = calls(fake)
     command = "python train.py --arch darts_v2 --task cls --dataset shapes"
-    assert code == 3 and "train_cls_darts_v2_s1, failed with exit code 3" in err and "    too bad" in err
+    assert (
+        code == 3
+        and "train_cls_darts_v2_s1, failed with exit code 3" in err
+        and "    too bad" in err
+    )
     assert re.search(rf"^    {command} .* --seed 1 --out \S+ --resume$", err, re.M)
     log = "runs/smoke/train_cls_darts_v2_s1.log"
-    assert f"[15/23] train_cls_darts_v2_s1, log: {log}" in out and (fake / log).read_text() == "said by train.py\ntoo bad\n"
+    assert (
+        f"[15/23] train_cls_darts_v2_s1, log: {log}" in out
+        and (fake / log).read_text() == "said by train.py\ntoo bad\n"
+    )
 
     (fake / "fail").unlink()
     assert finished(study(fake, path=fake / "bin"))[0] == 0
@@ -136,7 +185,9 @@ def test_a_failing_stage_stops_and_the_next_start_goes_on(fake):
     (fake / "runs/smoke/train_cls_darts_v2_s0").rmdir()  # what is removed is done again
     finished(study(fake, path=fake / "bin"))
     assert calls(fake)[0] == before[13]
-    code, _, _ = finished(study(fake, "smoke", "--amp", "bf16", path=fake / "bin"))  # and other settings are not done yet
+    code, _, _ = finished(
+        study(fake, "smoke", "--amp", "bf16", path=fake / "bin")
+    )  # and other settings are not done yet
     assert len(calls(fake)) == 23 - 1
 
 
@@ -166,7 +217,11 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     """A search, two trainings and the report for real; the second training gets Ctrl-C."""
     for name in ROOT.glob("*.py"):
         (tmp_path / name.name).symlink_to(name)
-    text = (ROOT / "run_all.sh").read_text().replace("for task in rot col jig $labels", "for task in rot")
+    text = (
+        (ROOT / "run_all.sh")
+        .read_text()
+        .replace("for task in rot col jig $labels", "for task in rot")
+    )
     text = text.replace("run random python sample.py", ": run random")
     script = tmp_path / "small.sh"
     script.write_text(re.sub(r"smoke\)\n.*?;;\n", SMALL, text, count=1, flags=re.S))
@@ -181,7 +236,9 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     code, said, err = finished(process)
     assert code == 130 and "interrupted" in said and "train_cls_darts_v2_s0" in err
     assert not (second / "result.json").exists() and not (out / "report.md").exists()
-    assert {"cell.png", "alphas.png"} <= {path.name for path in (out / "search_shapes_rot").iterdir()}
+    assert {"cell.png", "alphas.png"} <= {
+        path.name for path in (out / "search_shapes_rot").iterdir()
+    }
     assert "step 2/2" in said and " left" in said and "epoch 1/12 done" in said
 
     before = (first / "result.json").stat().st_mtime_ns
@@ -212,7 +269,13 @@ def write(path, value):
     path.write_text(json.dumps(value))
 
 
-RUN = {"versions": {"torch": "2.9"}, "device": "one CPU", "world_size": 1, "git_commit": "abc", "date": "2026-01-01"}
+RUN = {
+    "versions": {"torch": "2.9"},
+    "device": "one CPU",
+    "world_size": 1,
+    "git_commit": "abc",
+    "date": "2026-01-01",
+}
 
 
 def write_search(root, task, cell, last=0.99):
@@ -232,13 +295,35 @@ def write_search(root, task, cell, last=0.99):
 
 
 def write_result(root, arch, cell, seed, best, **options):
-    options = {"dataset": "imagenet", "task": "cls", "arch": str(arch), "seed": seed, "width": 40, "max_macs": 6e8,
-               "lr": 0.5, "out": f"{seed}", **options}  # fmt: skip
+    options = {
+        "dataset": "imagenet",
+        "task": "cls",
+        "arch": str(arch),
+        "seed": seed,
+        "width": 40,
+        "max_macs": 6e8,
+        "lr": 0.5,
+        "out": f"{seed}",
+        **options,
+    }
     genotype = genotypes.named_cell(cell)._asdict()
     name = genotypes.short_name(str(arch))
-    result = {"arch": name, "genotype": genotype, "task": "cls", "dataset": "imagenet", "seed": seed, "metric": "top1",
-              "higher_is_better": True, "best": best, "params": 5e6, "macs": 6e8, "seconds": 10, "epochs": [{}], **RUN,
-              "args": options}  # fmt: skip
+    result = {
+        "arch": name,
+        "genotype": genotype,
+        "task": "cls",
+        "dataset": "imagenet",
+        "seed": seed,
+        "metric": "top1",
+        "higher_is_better": True,
+        "best": best,
+        "params": 5e6,
+        "macs": 6e8,
+        "seconds": 10,
+        "epochs": [{}],
+        **RUN,
+        "args": options,
+    }
     write(root / f"train_{name}_{seed}" / "result.json", json.loads(json.dumps(result)))
 
 
@@ -248,15 +333,31 @@ def made_up(tmp_path):
         write_search(tmp_path, task, cell)
         for seed in (0, 1):
             best = {"rot": 70, "cls": 72}[task] + seed
-            write_result(tmp_path, tmp_path / f"search_{task}" / "genotype.json", cell, seed, best, width=40 + seed)
+            write_result(
+                tmp_path,
+                tmp_path / f"search_{task}" / "genotype.json",
+                cell,
+                seed,
+                best,
+                width=40 + seed,
+            )
     write_result(tmp_path, "darts_v2", "darts_v2", 0, 60)
     write_result(tmp_path, "archs.json:00001", "pdarts", 0, 50)
     write_result(tmp_path, "archs.json:00002", "darts_v1", 0, 52)
     write(tmp_path / "sweep" / "sweep.json", {})
     write(tmp_path / "sweep" / "cls" / "00001_s1" / "failed.json", {})
     write_result(tmp_path / "sweep", "pdarts", "pdarts", 0, 99)  # of correlate.py, not ours
-    pair = {"x": ["cifar10", "rot"], "y": ["imagenet", "cls"], "n": 20, "rho": 0.5, "rho_interval": [-0.1, 0.8]}
-    write(tmp_path / "correlation" / "correlations.json", {"spaces": {"darts": {"n": 20, "pairs": [pair]}}})
+    pair = {
+        "x": ["cifar10", "rot"],
+        "y": ["imagenet", "cls"],
+        "n": 20,
+        "rho": 0.5,
+        "rho_interval": [-0.1, 0.8],
+    }
+    write(
+        tmp_path / "correlation" / "correlations.json",
+        {"spaces": {"darts": {"n": 20, "pairs": [pair]}}},
+    )
     return tmp_path
 
 
@@ -277,7 +378,11 @@ def test_report(made_up, capsys):
         "Entropy of the alphas at the end: 0.990 to 1.000",
     ):
         assert line in text
-    assert "little more than random" in text and "One search for each objective" in text and "99.00" not in text
+    assert (
+        "little more than random" in text
+        and "One search for each objective" in text
+        and "99.00" not in text
+    )
     figures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert {"accuracy_1.png", "alphas.png", "cell_rot.png", "cell_cls.png"} == set(figures)
     assert all((made_up / name).stat().st_size > 10_000 for name in figures)
@@ -288,22 +393,35 @@ def test_report_of_a_part_of_a_study(tmp_path):
     write_search(tmp_path / "a", "rot", "darts_v2", last=0.5)
     report.main(report.parse_args([str(tmp_path / "a"), "--out", str(tmp_path / "new")]))
     text = (tmp_path / "new" / "report.md").read_text()
-    assert "## Searches" in text and "## Trained" not in text and "## Rank" not in text and "hardly" not in text
+    assert (
+        "## Searches" in text
+        and "## Trained" not in text
+        and "## Rank" not in text
+        and "hardly" not in text
+    )
     write_result(tmp_path / "b", "darts_v2", "darts_v2", 0, 60)
     report.main(report.parse_args([str(tmp_path / "b")]))
     text = (tmp_path / "b" / "report.md").read_text()
-    assert "One seed for each cell" in text and "One cell in each group" in text and "## Searches" not in text
-    write_result(tmp_path / "b", "pdarts", "pdarts", 0, 50, lr=0.1)  # another recipe is another table
+    assert (
+        "One seed for each cell" in text
+        and "One cell in each group" in text
+        and "## Searches" not in text
+    )
+    write_result(
+        tmp_path / "b", "pdarts", "pdarts", 0, 50, lr=0.1
+    )  # another recipe is another table
     report.main(report.parse_args([str(tmp_path / "b")]))
     assert (tmp_path / "b" / "report.md").read_text().count("## Trained for cls on imagenet") == 2
 
 
-@pytest.mark.parametrize("content", [None, {"args": {}}, {"args": {"max_macs": None, "arch": "darts_v2"}}])
+@pytest.mark.parametrize(
+    "content", [None, {"args": {}}, {"args": {"max_macs": None, "arch": "darts_v2"}}]
+)
 def test_report_of_nothing_of_use(tmp_path, capsys, content):
     if content:
         write(tmp_path / "x" / "result.json", content)
     with pytest.raises(SystemExit) as exit_:
-        errors.run(report.main, report.parse_args([str(tmp_path)]))
+        cli.run(report.main, report.parse_args, [str(tmp_path)])
     assert exit_.value.code == 2 and str(tmp_path) in capsys.readouterr().err
 
 

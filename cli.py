@@ -1,4 +1,4 @@
-"""What every script needs and what needs no torch: errors, argument types, JSON, tables, formats."""
+"""What every script needs, without torch: errors, argument types, JSON, tables, formats."""
 
 import argparse
 import json
@@ -15,8 +15,8 @@ class InputError(ValueError):
 
 
 def run(main, parse_args, argv=None):
-    """Calls `main(parse_args(argv))` as a script does. User errors, and files that cannot be read or
-    written, end it with one line and exit code 2; a bug keeps its traceback."""
+    """Calls `main(parse_args(argv))` as a script does. User errors, and files that cannot be read
+    or written, end it with one line and exit code 2; a bug keeps its traceback."""
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     args = None
     try:
@@ -70,6 +70,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+def peek(argv, **options):
+    """The values of a few options, {name: default}, on which the defaults of the others depend."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", default=default)
+    return vars(parser.parse_known_args(argv)[0])
 
 
 def table_row(table, *keys) -> dict:

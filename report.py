@@ -21,7 +21,7 @@ import cli
 import genotypes
 import pretext
 from cli import InputError, format_seconds, markdown_table, read_json, write_json
-from utils import WHERE_AND_HOW
+from runs import WHERE_AND_HOW
 
 GROUPS = {
     "without labels": "#0072b2",

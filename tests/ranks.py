@@ -12,6 +12,7 @@ import cli
 import data
 import model_eval
 import pretext
+import runs
 import search
 import train
 import utils
@@ -146,22 +147,21 @@ def run_with_nan(out):
 def stopped_run(out):
     """SIGTERM reaches one rank alone in the second step; all stop after it. Then the same run undisturbed and resumed."""
     train.main(train.parse_args([*STOPPED, "--out", str(out / "whole")]))
-    plain, calls = utils.stop_requested, []
+    after_step, calls = runs.Run.after_step, []
 
-    def stop_requested():
+    def signal_and_step(self):
         calls.append(1)
-        utils.stop_asked = (
-            len(calls) == 7 and utils.rank() == utils.world_size() - 1
-        )  # in the second epoch
-        return plain()
+        last = utils.rank() == utils.world_size() - 1
+        self.sigterm = len(calls) == 7 and last  # in the second epoch
+        after_step(self)
 
-    utils.stop_requested = stop_requested
+    runs.Run.after_step = signal_and_step
     code = None
     try:
         train.main(train.parse_args([*STOPPED, "--out", str(out / "stopped")]))
     except SystemExit as exit_:
         code = exit_.code
-    utils.stop_requested, utils.stop_asked = plain, False
+    runs.Run.after_step = after_step
     train.main(train.parse_args([*STOPPED, "--out", str(out / "stopped"), "--resume"]))
     return {"code": code, "calls": len(calls)}
 
@@ -170,7 +170,7 @@ def main(out):
     out = Path(out)
     args = train.parse_args(["--arch", "darts_v2", "--device", "cpu"])
     utils.setup(args)
-    utils.finish = lambda: None  # one process group for all of this
+    runs.Run.finish = lambda self: None  # one process group for all of this
     found = {"world": utils.world_size(), "evaluations": evaluations()}
     if utils.world_size() == 2:
         found["exact"] = exact_search(out / "exact")

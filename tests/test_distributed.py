@@ -15,8 +15,8 @@ import torch
 
 import genotypes
 import pretext
+import runs
 import train
-import utils
 from cli import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def assert_same_weights(a, b):
 
 def test_sigterm_to_one_rank_stops_all(found):
     out = found[2]["out"]
-    assert found[2]["stopped"] == {"code": utils.STOPPED, "calls": 7}
+    assert found[2]["stopped"] == {"code": runs.STOPPED, "calls": 7}
     whole, stopped = (
         json.loads((out / name / "result.json").read_text()) for name in ("whole", "stopped")
     )
@@ -126,7 +126,7 @@ def test_sigterm_to_one_rank_stops_all(found):
 
 def test_a_loss_that_is_not_finite_ends_all(found):
     assert len(found[2]["nan"]) == 2 and all(
-        "the loss is nan by epoch 1, step 1" in error for error in found[2]["nan"]
+        "the loss is not finite by epoch 1, step 1" in error for error in found[2]["nan"]
     )
 
 

@@ -21,9 +21,9 @@ import data
 import genotypes
 import model_search
 import pretext
+import runs
 import search
 import train
-import utils
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--limit", "40", "--width", "4", "--layers", "2", "--batch_size", "10", "--device", "cpu"]
@@ -284,15 +284,15 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
     argv = RUN[name]
     run(*argv, "--out", tmp_path / "whole")
 
-    save = utils.save_checkpoint
+    save = runs.Run.save
 
-    def save_and_stop(out, state, device):
-        save(out, state, device)
-        if state["epoch"] == 2:
+    def save_and_stop(self):
+        save(self)
+        if self.epochs_done == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(utils, "save_checkpoint", save_and_stop)
+        patch.setattr(runs.Run, "save", save_and_stop)
         run(*argv, "--out", tmp_path / "stopped")
     with pytest.raises(cli.InputError, match="--resume"):
         run(*argv, "--out", tmp_path / "stopped")
@@ -341,30 +341,28 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
-    """The signal arrives in the third or last step of the second epoch; the run ends after it, and goes on at the next."""
-    run, argv = (
-        COMMANDS[name][0],
-        [*RUN[name], "--limit", 120, "--epochs", 3],
-    )  # at least 6 steps an epoch
+    """The signal arrives in the third or last step of the second epoch; the run ends after it, and
+    goes on at the next."""
+    run = COMMANDS[name][0]
+    argv = [*RUN[name], "--limit", 120, "--epochs", 3]  # at least 6 steps an epoch
     run(*argv, "--out", tmp_path / "whole")
-    plain, calls = utils.stop_requested, []
+    after_step, calls = runs.Run.after_step, []
 
-    def stop_requested():
+    def signal_and_step(self):
         calls.append(1)
         if len(calls) == steps + at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain()
+        after_step(self)
 
     steps = max(line.get("step", 0) for line in read_log(tmp_path / "whole"))
     for at in (3, steps) if name == "search" else (3,):
         out = tmp_path / f"stopped{at}"
         calls.clear()
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
-            patch.setattr(utils, "stop_requested", stop_requested)
+            patch.setattr(runs.Run, "after_step", signal_and_step)
             run(*argv, "--out", out)
-        assert exit_.value.code == utils.STOPPED == 75 and len(calls) == steps + at and steps >= 6
+        assert exit_.value.code == runs.STOPPED == 75 and len(calls) == steps + at and steps >= 6
         assert "--resume goes on" in capsys.readouterr().err
-        utils.stop_asked = False
         run(*argv, "--out", out, "--resume")
         assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
         assert_same_run(tmp_path / "whole", out)
@@ -372,18 +370,18 @@ def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
 
 def test_saved_within_an_epoch(tmp_path, monkeypatch, capsys):
     run_train("--epochs", 1, "--out", tmp_path / "whole")
-    save, how_far = utils.save_checkpoint, []
+    save, saved = runs.Run.save, []
 
-    def save_and_stop(out, state, device):
-        save(out, state, device)
-        how_far.append((state["epoch"], state["step"]))
-        if len(how_far) == 2:
+    def save_and_stop(self):
+        save(self)
+        saved.append((self.epochs_done, self.steps_done))
+        if len(saved) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(utils, "save_checkpoint", save_and_stop)
+        patch.setattr(runs.Run, "save", save_and_stop)
         run_train("--epochs", 1, "--save_every", 1, "--out", tmp_path / "killed")
-    assert how_far == [(0, 1), (0, 2)]
+    assert saved == [(0, 1), (0, 2)]
     run_train("--epochs", 1, "--out", tmp_path / "killed", "--resume")
     assert "resumed after epoch 0 and 2 steps" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -433,24 +431,88 @@ def test_precise_bn_reads_that_many_images(tmp_path):
     run_train("--epochs", 1, *argv, "--out", tmp_path / "auxiliary")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    for batch in (10, 40):  # of one step an epoch only the evaluation sees it
+@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("amp", [None, "fp16"])
+def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypatch, name, amp):
+    """In the second epoch, between two prints, with a checkpoint due after each step."""
+    prepare, steps = pretext.Rotation.prepare, []
+
+    def poisoned(self, *batch, train):
+        x, y = prepare(self, *batch, train=train)
+        steps.append(train)
+        return x * (float("nan") if len(steps) == poisoned_at else 1), y
+
+    def run(out):
+        steps.clear()
+        argv = ["--task", "rot", "--epochs", 2, "--save_every", 1, "--print_every", 100]
+        COMMANDS[name][0](*argv, *(["--amp", amp] if amp else []), "--out", out)
+
+    poisoned_at = 0
+    monkeypatch.setattr(pretext.Rotation, "prepare", poisoned)
+    run(tmp_path / "whole")
+    per_epoch = (
+        4 if name == "search" else 4 + 4
+    )  # two batches a step; four of training, four to evaluate
+    for batch in (2, 3) if name == "search" else (2,):  # of the alphas, of the weights
+        poisoned_at, out = per_epoch + batch, tmp_path / str(batch)
         with pytest.raises(
-            cli.InputError, match=r"loss is (nan|inf) by epoch 1, step \d, task cls"
+            cli.InputError, match="loss is not finite by epoch 2, step [12], task rot"
         ):
-            run_train(
-                "--epochs",
-                1,
-                "--lr",
-                1e20,
-                "--grad_clip",
-                0,
-                "--batch_size",
-                batch,
-                "--out",
-                tmp_path / str(batch),
-            )
-        assert not (tmp_path / str(batch) / "checkpoint.pt").exists()
+            run(out)
+        step = 1 if name == "train" or batch == 3 else 0
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        assert (state["epoch"], state["step"]) == (1, step)
+        network = next(state[key] for key in ("supernet", "network") if key in state)
+        assert all(value.isfinite().all() for value in network.values())
+        monkeypatch.setattr(pretext.Rotation, "prepare", prepare)
+        COMMANDS[name][0](
+            "--task",
+            "rot",
+            "--epochs",
+            2,
+            *(["--amp", amp] if amp else []),
+            "--out",
+            out,
+            "--resume",
+        )
+        monkeypatch.setattr(pretext.Rotation, "prepare", poisoned)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    with pytest.raises(
+        cli.InputError, match=r"(loss|network) is not finite by epoch 1, step \d, task cls"
+    ):
+        run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--out", tmp_path / "a")
+    # of one step an epoch only the evaluation sees it
+    with pytest.raises(cli.InputError, match="loss is not finite by epoch 1, step 1, task cls"):
+        run_train(
+            "--epochs",
+            1,
+            "--lr",
+            1e20,
+            "--grad_clip",
+            0,
+            "--batch_size",
+            40,
+            "--out",
+            tmp_path / "b",
+        )
+    with pytest.raises(cli.InputError, match="network is not finite by epoch 1, step 1, task cls"):
+        run_search(
+            "--task",
+            "cls",
+            "--lr",
+            1e30,
+            "--epochs",
+            1,
+            "--grad_clip",
+            0,
+            "--batch_size",
+            20,
+            "--out",
+            tmp_path / "c",
+        )
+    assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
 def test_accumulated_parts_are_the_batch(tmp_path, monkeypatch):
@@ -509,7 +571,7 @@ def test_compiled_training_is_the_plain_one(tmp_path, monkeypatch):
     assert names[0] == names[1]
 
 
-def test_width_within_a_budget(tmp_path):
+def test_width_within_a_budget(tmp_path, capsys):
     result = run_train("--width", 12, "--epochs", 1, "--out", tmp_path / "12")
     narrow = [arg for arg in TRAIN if arg not in ("--width", "4")]
     for budget, width in ((result["macs"], 12), (result["macs"] - 1, 10)):
@@ -529,40 +591,13 @@ def test_width_within_a_budget(tmp_path):
         else:
             assert train.main(args)["macs"] < result["macs"]
         assert args.width == width
-    assert (
-        train.widest(lambda width: width**2, 99**2) == 98
-        and train.widest(lambda width: width, 2) == 2
-    )
+    assert train.largest_width(lambda width: width**2, 99**2) == 98
+    assert train.largest_width(lambda width: width, 2) == 2
     with pytest.raises(cli.InputError, match="--max_macs 10:"):
-        train.widest(lambda width: 6 * width, 10)
-    with pytest.raises(cli.InputError, match="give one of them"):
+        train.largest_width(lambda width: 6 * width, 10)
+    with pytest.raises(SystemExit):
         run_train("--max_macs", "1e6", "--epochs", 1, "--out", tmp_path / "both")
-
-
-def test_settings_of_the_paper():
-    assert (
-        search.settings("imagenet", "rot")["batch_size"] == 32
-        and search.settings("imagenet", "cls")["alpha_start"] == 1
-    )
-    jig = search.parse_args(["--task", "jig", "--dataset", "imagenet22k", "--data", "x"])
-    assert (jig.size, jig.batch_size, jig.lr, jig.alpha_lr, jig.epochs) == (255, 128, 0.2, 6e-4, 1)
-    col, seg = (search.settings("cityscapes", task) for task in ("col", "seg"))
-    assert (col["batch_size"], col["lr"], col["alpha_lr"]) == (16, 0.05, 1.5e-4) and seg[
-        "batch_size"
-    ] == 32
-    cls = train.settings("evaluation", "imagenet", "cls", "darts")
-    assert cls["max_macs"] == 600e6 and cls["batch_size"] == 1024 and "width" not in cls
-    seg = train.settings("evaluation", "cityscapes", "seg", "darts")
-    assert seg["epochs"] == 2700 and seg["size"] == 769 and seg["auxiliary"] == 0
-    rot = train.settings("sample", "imagenet", "rot", "nasbench101")
-    assert (rot["epochs"], rot["weight_decay"], rot["precise_bn"], rot["layers"], rot["lr"]) == (
-        10,
-        5e-5,
-        0,
-        12,
-        0.0125,
-    )
-    assert train.settings("sample", "imagenet", "jig", "darts")["size"] == 255
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_search_without_clipping_learns(tmp_path):

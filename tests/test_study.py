@@ -16,10 +16,10 @@ import cli
 import correlate
 import genotypes
 import report
+import runs
 import sample
 import search
 import train
-import utils
 
 ROOT = Path(__file__).parent.parent
 PROFILES = [
@@ -429,10 +429,10 @@ def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = utils.Log(tmp_path, {}, 0, 0)
-    log.write(epoch=1, step=5, loss=9.0)
+    log = runs.Log(tmp_path, {})
+    log.write(dict(epoch=1, step=5, loss=9.0))
     for epoch in (1, 2):
-        log.write(epoch=epoch, loss=3.0 - epoch, entropy=[0.5, 0.25], genotype={})
+        log.write(dict(epoch=epoch, loss=3.0 - epoch, entropy=[0.5, 0.25], genotype={}))
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]

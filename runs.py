@@ -1,0 +1,367 @@
+"""A run of search.py or train.py: its folder, its settings, how far it is.
+
+    run = Run(args, "name of the folder", device)
+    run.identify(split=...)
+    run.start(parts, meters, steps)
+    for epoch in run.epochs():
+        for batch in batches:  # from step run.steps_done on
+            ...
+            run.after_step()
+        run.after_epoch(lr, results)
+    run.finish()
+
+All ranks call all of these methods, in which they exchange messages; rank 0 alone prints and
+writes. The folder gets log.jsonl, TensorBoard's events where it is installed, and checkpoint.pt:
+after each epoch, every --save_every steps, and on SIGTERM. A run that was killed at any moment goes
+on from it with --resume, to the result of an undisturbed run.
+"""
+
+import json
+import math
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import cli
+import utils
+from cli import InputError, at_least, format_metrics, format_seconds
+
+STOPPED = 75  # exit code EX_TEMPFAIL: start it again
+
+# The arguments that may differ between two starts of the same run
+WHERE_AND_HOW = {
+    *("arch", "data", "out", "device", "workers", "accumulate", "compile", "deterministic"),
+    *("resume", "print_every", "save_every"),
+}
+
+
+def add_arguments(group):
+    """The options of a run that are not about data, model or optimiser."""
+    add, cuda = group.add_argument, torch.cuda.is_available()
+    add("--out", metavar="DIR", help="where to write (default: a name under runs/)")
+    add("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, batches and splits")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
+    add("--workers", type=at_least(0, int), metavar="N", help="that decode images, of each rank")
+    add("--deterministic", action="store_true", help="reproducible on a GPU, too; slower")
+    add("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 for older GPUs")
+    add("--sync_bn", action="store_true", help="BN statistics over all ranks (GPUs only)")
+    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    add("--save_every", type=at_least(0, int), default=0, metavar="STEPS", help="0: every epoch")
+    add("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="between lines")
+
+
+class Run:
+    """args: all settings; name: of the folder below runs/, if there is no --out."""
+
+    def __init__(self, args, name, device):
+        self.args, self.device, self.out = args, device, Path(args.out or f"runs/{name}")
+        self.checkpoint = self.out / "checkpoint.pt"
+        if not args.resume and (self.checkpoint.exists() or (self.out / "log.jsonl").exists()):
+            raise InputError(f"{self.out} holds a run: --resume goes on with it; or another --out")
+        utils.gather(None)  # all ranks have looked before rank 0 writes
+        self.epochs_done = self.steps_done = 0  # whole epochs, and steps of the one after them
+        self.seconds, self.history = 0.0, []
+        self.environment = environment(device)
+        self.sigterm, self.losses = False, []
+
+    def identify(self, **more):
+        """What two starts of the same run agree on: settings, and `more`."""
+        self.identity = settings_of(self.args) | more
+        self.header = {"args": vars(self.args), **self.environment, "split": more["split"]}
+
+    def finished(self):
+        """The result of this run if it ended before, else None."""
+        path = self.out / "result.json"
+        ended = self.args.resume and path.exists()
+        utils.check_same("whether --out holds a finished run", ended)
+        if ended:
+            result = cli.read_json(path)
+            check_identity(path, result.get("identity", {}), self.identity)
+            self.print(f"finished: {path}")
+            return result
+
+    def start(self, parts, meters, steps):
+        """Resumes if there is a checkpoint to go on with, prints the settings and opens the log.
+
+        parts: {name: what a checkpoint holds, with a state dict or a tensor}, the network first;
+        meters: {name: Meter of an epoch}, the one that is printed first; steps: in an epoch.
+        """
+        self.parts, self.meters, self.steps = parts, meters, steps
+        self.network = next(iter(parts.values()))
+        if self.args.resume and self.checkpoint.exists():
+            self.load()
+        position = self.epochs_done, self.steps_done, self.args.size, self.identity["split"]
+        utils.check_same("the checkpoint in --out and the images in --data", position)
+        shown = [f"{k} {v}" for k, v in vars(self.args).items() if v is not None]
+        self.print(f"settings: {', '.join(shown)}\nwriting to {self.out}")
+        if not utils.rank():
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.log = Log(self.out, self.header, self.epochs_done, self.steps_done)
+        if threading.current_thread() is threading.main_thread():  # Python allows it there alone
+            signal.signal(signal.SIGTERM, self.on_sigterm)
+        self.started, self.steps_at_start = time.time(), self.steps_in_all()
+
+    # ---------------------------------------------------------------------------- the loop
+
+    def epochs(self):
+        """The epochs that are left; they count from 1."""
+        for epoch in range(self.epochs_done + 1, self.args.epochs + 1):
+            self.epoch_started = time.time()
+            yield epoch
+
+    def after_step(self):
+        """After each optimiser step, in which the meters were updated: ends the run if a loss is
+        not finite or SIGTERM came; prints and saves when it is time."""
+        self.steps_done += 1
+        flags = torch.tensor([self.sigterm, not self.losses_are_finite()], dtype=torch.int32)
+        if utils.world_size() > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)  # on the CPU: a GPU need not wait for it
+        stop, not_finite = flags.tolist()
+        if not_finite:
+            self.fail("loss")
+        if self.steps_done % self.args.print_every == 0 or self.steps_done == self.steps:
+            self.print_progress()
+        every = self.args.save_every
+        if stop or (every and self.steps_done % every == 0):
+            self.save()
+        if stop:
+            self.stop()
+
+    def after_epoch(self, lr, results, **log_only):
+        """results: of this epoch, which join those of the meters in the history and in the log;
+        `log_only` goes to the log alone."""
+        epoch, metrics = self.epochs_done + 1, {}
+        for name, meter in self.meters.items():
+            metrics |= {f"{name}_{key}": value for key, value in meter.result().items()}
+            meter.reset()
+        self.seconds += time.time() - self.epoch_started
+        self.epochs_done, self.steps_done = epoch, 0
+        self.history.append({"epoch": epoch, "lr": lr, **metrics, **results})
+        self.write_log(**self.history[-1], **log_only, seconds=round(self.seconds, 1))
+        self.print(f"epoch {epoch}/{self.args.epochs} done  {format_metrics(metrics | results)}")
+        self.epoch_started = time.time()
+        self.save()
+
+    def finish(self):
+        """At the end of a run that went well."""
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+
+    # ---------------------------------------------------------------------------- finite losses
+
+    def losses_are_finite(self):
+        """Whether the losses of this epoch are. A GPU is asked about those of the step before, so
+        that the host need not wait for this one."""
+        loss = sum(meter.loss for meter in self.meters.values()).to("cpu", non_blocking=True)
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+            self.losses.append((loss, copied))
+            if len(self.losses) == 1:
+                return True
+            loss, copied = self.losses.pop(0)
+            copied.synchronize()
+        return bool(loss.isfinite())
+
+    def check_finite(self, result):
+        """The result of an evaluation, in which something must count, with a finite loss."""
+        if not result:
+            raise InputError(f"task {self.args.task}: nothing in the evaluation images counts")
+        if not math.isfinite(result["loss"]):
+            self.fail("loss")
+        return result
+
+    def fail(self, what):
+        epoch, step = self.epochs_done + bool(self.steps_done), self.steps_done or self.steps
+        raise InputError(
+            f"the {what} is not finite by epoch {epoch}, step {step}, task {self.args.task}: try a"
+            " smaller --lr, --alpha_lr or --weight_decay, and look at the data"
+        )
+
+    # ---------------------------------------------------------------------------- checkpoints
+
+    def save(self):
+        """Writes the checkpoint, or ends the run where losses or weights are not finite."""
+        utils.average_statistics(self.network)
+        meters = {name: meter.state() for name, meter in self.meters.items()}
+        if not all(loss.isfinite() for loss, _ in meters.values()):
+            self.fail("loss")
+        if not all(value.isfinite().all() for value in self.network.state_dict().values()):
+            self.fail("network")
+        rng = {"cpu": torch.get_rng_state()}  # augmentation draws from torch's generators
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            **{"identity": self.identity, "epoch": self.epochs_done, "step": self.steps_done},
+            "seconds": self.seconds + time.time() - self.epoch_started,
+            **{"history": self.history, "meters": meters, "rng": utils.gather(rng)},
+        }
+        for name, part in self.parts.items():
+            is_tensor = isinstance(part, torch.Tensor)
+            state[name] = part.detach() if is_tensor else part.state_dict()
+        if not utils.rank():
+            cli.replace_file(self.checkpoint, lambda file: torch.save(state, file))
+
+    def load(self):
+        state = load_checkpoint(self.out)
+        check_identity(self.checkpoint, state["identity"], self.identity)
+        for name, part in self.parts.items():
+            if isinstance(part, torch.Tensor):
+                part.data.copy_(state[name])
+            else:
+                part.load_state_dict(state[name])
+        for name, meter in self.meters.items():
+            meter.reset(*state["meters"][name])
+        self.epochs_done, self.steps_done = state["epoch"], state["step"]
+        self.seconds, self.history = state["seconds"], state["history"]
+        self.restore_rng(state["rng"])
+        steps = f" and {self.steps_done} steps" if self.steps_done else ""
+        self.print(f"resumed after epoch {self.epochs_done}{steps}")
+
+    def restore_rng(self, states):
+        """states: those of all ranks."""
+        if len(states) == utils.world_size():
+            state = states[utils.rank()]
+            torch.set_rng_state(state["cpu"])
+            if self.device.type == "cuda" and "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+            return
+        text = f"{self.checkpoint} is of {len(states)} processes, this run has {utils.world_size()}"
+        if self.args.deterministic:
+            raise InputError(f"{text}; --deterministic needs the same number")
+        self.print(f"warning: {text}; it goes on, but not exactly as it would have")
+        torch.manual_seed(self.args.seed + utils.rank() + 1000 * (1 + self.epochs_done))
+
+    def on_sigterm(self, signum, frame):
+        """A cluster takes the machine back."""
+        self.sigterm = True
+
+    def stop(self):
+        if not utils.rank():
+            how = f"the same command with --resume goes on from {self.checkpoint}"
+            print(f"stopped by SIGTERM; {how}", file=sys.stderr)
+        # The first rank to end makes torchrun end the others, so rank 0 has to be done by then.
+        self.finish()
+        sys.exit(STOPPED)
+
+    # ---------------------------------------------------------------------------- output
+
+    def print(self, text):
+        if not utils.rank():
+            print(text, flush=True)
+
+    def write_json(self, name, value):
+        if not utils.rank():
+            cli.write_json(self.out / name, value)
+
+    def write_log(self, **values):
+        if not utils.rank():
+            self.log.write(values)
+
+    def steps_in_all(self):
+        return self.epochs_done * self.steps + self.steps_done
+
+    def print_progress(self):
+        """Where the run is, how fast, and how much time is left."""
+        metrics = next(iter(self.meters.values())).result()
+        epoch, epochs, step = self.epochs_done + 1, self.args.epochs, self.steps_done
+        rate = (self.steps_in_all() - self.steps_at_start) / (time.time() - self.started)
+        left = format_seconds((epochs * self.steps - self.steps_in_all()) / rate)
+        speed = rate * self.args.batch_size
+        self.print(
+            f"epoch {epoch}/{epochs}  step {step}/{self.steps}  {format_metrics(metrics)}"
+            f"  {speed:.3g} images/s  {left} left"
+        )
+        self.write_log(epoch=epoch, step=step, **metrics, images_per_second=round(speed, 1))
+
+
+def environment(device):
+    """What a result depends on besides its settings."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "git_commit": commit or None,  # no git, or not a clone
+        "world_size": utils.world_size(),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+    }
+
+
+def settings_of(args):
+    """What the runs of an identity share: the arguments but for where and how to run."""
+    return {name: value for name, value in vars(args).items() if name not in WHERE_AND_HOW}
+
+
+def check_identity(path, found, wanted):
+    """InputError if a file of a run was written under other settings than those of this run."""
+    for key, value in wanted.items():
+        if key not in found or found[key] != value:
+            raise InputError(
+                f"{path} was written with {key} = {found.get(key)}, this run has {value}; resume"
+                " with the same settings or choose another --out"
+            )
+
+
+def load_checkpoint(folder):
+    """The checkpoint in the folder of a run."""
+    path = folder / "checkpoint.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["identity"]
+    except Exception as error:  # torch raises many types on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = f"{path}: not a usable checkpoint ({reason}); remove {folder} to start anew"
+        raise InputError(text) from None
+    return state
+
+
+class Log:
+    """log.jsonl: a header, then a line for each print and each epoch. With TensorBoard installed,
+    the numbers of each epoch are its events, too."""
+
+    def __init__(self, out, header, epochs_done=0, steps_done=0):
+        """Takes out the lines that a resumed run repeats."""
+        self.path = out / "log.jsonl"
+        lines = [json.dumps(header) + "\n"]
+        if (epochs_done or steps_done) and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = [line for line in lines if line.endswith("\n")]  # a kill may tear one
+            lines = [line for line in lines if is_before(json.loads(line), epochs_done, steps_done)]
+        cli.replace_file(self.path, lambda file: file.write("".join(lines).encode()))
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
+        except ImportError:
+            self.events = None
+        else:
+            self.events = SummaryWriter(out, purge_step=epochs_done + 1)
+
+    def write(self, values):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values, allow_nan=False) + "\n")
+        if not self.events or "step" in values:
+            return
+        for name, value in values.items():
+            for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
+                if isinstance(number, (int, float)):
+                    self.events.add_scalar(f"{name}{k}", number, values["epoch"])
+        self.events.flush()
+
+
+def is_before(line, epochs_done, steps_done):
+    """Whether a line of log.jsonl was written before that point of a run."""
+    return (line.get("epoch", 0), line.get("step", math.inf)) <= (epochs_done + 1, steps_done)

@@ -23,6 +23,7 @@ import model_search
 import ops
 import pretext
 import utils
+import visualize
 from cli import InputError, at_least
 
 # The settings of a data set; options on the command line take precedence. shapes: for two minutes on two CPU cores. cifar10,
@@ -297,8 +298,8 @@ def main(args):
     print("supernet on the evaluation images: " + cli.format_metrics(result))
     if not utils.rank():
         title = f"{args.task} on {args.dataset}, seed {args.seed}"
-        genotypes.draw(genotype, out / "cell.png", f"{title}:")
-        genotypes.draw_history({title: history}, out / "alphas.png")
+        visualize.draw_cell(genotype, out / "cell.png", f"{title}:")
+        visualize.draw_history({title: history}, out / "alphas.png")
     print(f"{genotypes.to_text(genotype)}\n{out / 'genotype.json'}, cell.png, alphas.png")
     utils.finish()
     return genotype

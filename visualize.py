@@ -135,7 +135,7 @@ def draw_history(histories: dict, path):
     bottom, _ = axes[0, 0].get_ylim()
     for ax, limits in zip(axes[0], [(bottom, 1.05 - 0.05 * bottom), (-0.6, 8.6), (-0.6, 8.6)]):
         ax.set_ylim(limits)  # a cell has eight edges
-    figure.supxlabel("epoch of the search", fontsize=10)
+    axes[1, 1].set_xlabel("epoch of the search")
     lines = axes[0, 0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=9)
     save(figure, path)

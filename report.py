@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 import cli
 import genotypes
 import pretext
+import visualize
 from cli import InputError, format_seconds, markdown_table, read_json, write_json
 from runs import WHERE_AND_HOW
 
@@ -405,7 +406,7 @@ def main(args):
     # --- searches
     if searches:
         histories = {title(search): search["meta"]["history"] for search in searches.values()}
-        genotypes.draw_history(histories, out / "alphas.png")
+        visualize.draw_history(histories, out / "alphas.png")
         lines += [
             "## Searches",
             "",
@@ -416,7 +417,8 @@ def main(args):
         ]
         for folder, search in searches.items():
             name = f"cell_{folder.name.removeprefix('search_')}.png"
-            genotypes.draw(genotypes.parse_arch(search, folder), out / name, f"{title(search)}:")
+            cell = genotypes.parse_arch(search, folder)
+            visualize.draw_cell(cell, out / name, f"{title(search)}:")
             lines += [f"![Found by {title(search)}]({name})", ""]
         logs = [folder / "log.jsonl" for folder in searches]
         options = [

@@ -25,6 +25,7 @@ import ops
 import pretext
 import runs
 import utils
+import visualize
 from cli import InputError, at_least, format_metrics, table_row
 
 # The paper's settings, on CIFAR-10 those of DARTS; shapes: two minutes on two CPU cores. A size of
@@ -200,8 +201,8 @@ def main(args):
     run.print(f"supernet on the evaluation images: {format_metrics(result)}")
     if not utils.rank():
         title = f"{args.task} on {args.dataset}, seed {args.seed}"
-        genotypes.draw(genotype, run.out / "cell.png", f"{title}:")
-        genotypes.draw_history({title: run.history}, run.out / "alphas.png")
+        visualize.draw_cell(genotype, run.out / "cell.png", f"{title}:")
+        visualize.draw_history({title: run.history}, run.out / "alphas.png")
     run.print(f"{genotypes.to_text(genotype)}\n{run.out / 'genotype.json'}, cell.png, alphas.png")
     run.finish()
     return genotype

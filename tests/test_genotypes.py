@@ -1,11 +1,16 @@
 import copy
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import genotypes
 from cli import InputError, write_json
 from genotypes import CELLS, load_arch, to_entry
+
+ROOT = Path(__file__).parent.parent
 
 
 def entry_of(name):
@@ -107,19 +112,27 @@ def test_not_json(tmp_path):
         load_arch(str(path))
 
 
-@pytest.mark.parametrize(
-    "ending, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
-)
-def test_draw(tmp_path, capsys, ending, magic):
-    path = tmp_path / f"cell.{ending}"
-    genotypes.main(genotypes.parse_args(["amoebanet", "--draw", str(path)]))
-    assert path.read_bytes().startswith(magic)
-    assert "6 = conv_7x1_1x7(0) + sep_conv_3x3(5)" in capsys.readouterr().out
+def test_printed_as_text(tmp_path, capsys):
+    genotypes.main(genotypes.parse_args([]))
+    assert capsys.readouterr().out.split() == list(CELLS)
+    genotypes.main(genotypes.parse_args(["amoebanet"]))
+    out = capsys.readouterr().out
+    assert out.startswith("normal cell, output = concat of nodes 4, 5, 6\n")
+    assert "  6 = conv_7x1_1x7(0) + sep_conv_3x3(5)\n" in out
+    cell = genotypes.NASBenchCell(
+        [[0, 1, 1], [0, 0, 1], [0, 0, 0]], ["input", "maxpool3x3", "output"]
+    )
+    write_json(tmp_path / "cell.json", to_entry(cell))
+    genotypes.main(genotypes.parse_args([str(tmp_path / "cell.json")]))
+    out = capsys.readouterr().out
+    assert out.startswith("  0 = input\n  1 = maxpool3x3(0)\n  2 = output(0, 1)\n")
+    assert out.endswith(f"hash {genotypes.nasbench_hash(cell)}\n")
 
 
-def test_draw_bad_ending(tmp_path):
-    with pytest.raises(InputError, match="cell.xyz"):
-        genotypes.draw(load_arch("darts_v2"), tmp_path / "cell.xyz")
+def test_needs_neither_torch_nor_matplotlib():
+    code = "import sys, genotypes; print({'torch', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_paper_list(shared_data):

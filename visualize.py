@@ -1,0 +1,215 @@
+"""Pictures: a cell, the alpha history of a search, the predictions of a network trained on seg.
+
+python visualize.py darts_v2 --out cell.pdf      # a published cell, as .png, .pdf or .svg
+python visualize.py runs/search_shapes_rot_s0    # a search: cell.png and alphas.png in it
+python visualize.py runs/train_shapes_seg_x_s0   # image, mask and prediction: predictions.png
+"""
+
+import argparse
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, cycler
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+import cli
+import genotypes
+from cli import InputError, at_least
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, too pale for a
+# line: blue, vermilion, green, purple, orange, sky blue, black, grey
+PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Draw a cell, a search or predictions.")
+    parser.add_argument("what", help="a cell (name, file or archs.json:ID), or the folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="where to draw the cell or the predictions")
+    parser.add_argument("--data", metavar="PATH", help="of a training's data set, if it has moved")
+    parser.add_argument(
+        "--images", type=at_least(1, int), default=4, help="to predict (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def save(figure, path):
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:  # an unknown ending
+        raise InputError(f"cannot draw to {path}: {error}") from None
+
+
+# --------------------------------------------------------------------------------------------------
+# Cells. Each input and each node has a rail, a line that carries its output to the right. Each node
+# has a column with the ops of its two edges: an edge leaves the rail of its input, passes through
+# its op and runs down to the node, where the node's own rail starts. No two labels can meet.
+
+COLUMN = 1.9  # width of a column; all lengths are in units of 0.62 inches
+TAP, OP, NODE = 0.22, 0.96, 1.72  # in a column: where its edges leave the rails, its ops, its node
+DROP, SECOND = 0.45, 0.6  # from a rail to an op; from there to the other op, if on the same rail
+INK = "#444444"
+OP_COLORS = {"dil": "#fdd49e", "conv": "#a6cee3", "pool": "#d9d9d9"}  # the first in an op's name
+
+
+def draw_graph(ax, pairs, concat):
+    """Draws one cell, its upper left corner at (-1, 0.6). Returns its width and height."""
+
+    def line(xs, ys, color=INK, lw=1.2, zorder=1):
+        ax.plot(xs, ys, color=color, lw=lw, zorder=zorder, solid_capstyle="butt")
+
+    def label(x, y, text, size, shape, color):
+        box = dict(boxstyle=shape, fc=color, ec=INK, lw=size / 9)
+        ax.text(x, y, text, ha="center", va="center", fontsize=size, bbox=box, zorder=4)
+
+    columns = list(zip(pairs[::2], pairs[1::2]))  # for each node, its two edges (op, rail)
+    node_x = [n * COLUMN + NODE for n in range(len(columns))]
+    concat_x = len(columns) * COLUMN + 0.5
+    crowded = {a for (_, a), (_, b) in columns if a == b}  # rails that take more room
+    gaps = [1.15 + SECOND * (rail in crowded) for rail in range(1 + len(columns))]
+    rail_y = [0.0, *(-depth for depth in accumulate(gaps))]
+
+    for rail, (x, y) in enumerate(zip([-0.6, -0.6, *node_x], rail_y)):
+        ends = [n * COLUMN + TAP for n, (a, b) in enumerate(columns) if rail in (a[1], b[1])]
+        ends += [concat_x] if rail in concat else []
+        line([x, max(ends, default=x)], [y, y])
+        name, shape = (f"$c_{{k-{2 - rail}}}$", "round") if rail < 2 else (str(rail), "circle")
+        label(x, y, name, 9, f"{shape},pad=0.25", "#fff7bc")
+
+    for n, edges in enumerate(columns):
+        tap, x, y = n * COLUMN + TAP, node_x[n], rail_y[2 + n]
+        op_y = [rail_y[rail] - DROP for _, rail in edges]
+        op_y[1] -= SECOND * (edges[0][1] == edges[1][1])
+        line([x, x], [max(op_y), y], "white", lw=5)  # it crosses rails that it does not join
+        for (op, rail), down in zip(edges, op_y):
+            ax.plot(tap, rail_y[rail], "o", color=INK, ms=3, zorder=2)
+            line([tap, tap, x, x], [rail_y[rail], down, down, y])
+            color = next((OP_COLORS[kind] for kind in OP_COLORS if kind in op), "white")
+            label(n * COLUMN + OP, down, op.replace("_", " "), 6.8, "round,pad=0.3", color)
+
+    top, bottom = rail_y[min(concat)], rail_y[max(concat)]
+    line([concat_x, concat_x], [top + 0.2, bottom - 0.2], lw=4, zorder=3)
+    ax.text(concat_x + 0.15, (top + bottom) / 2, "concat", rotation=90, va="center", fontsize=9)
+    return concat_x + 1.6, 1.1 - rail_y[-1]
+
+
+def draw_cell(genotype: genotypes.Genotype, path, title: str = ""):
+    """Draws the normal and the reduction cell side by side; the ending of `path` is the format."""
+    figure = Figure()
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for ax, name in zip(axes, ("normal", "reduction")):
+        ax.set_title(f"{title} {name} cell".strip(), fontsize=10)
+        ax.axis("off")
+    sizes = draw_graph(axes[0], *genotype[:2]), draw_graph(axes[1], *genotype[2:])
+    width, height = np.max(sizes, axis=0)
+    axes[0].set(xlim=(-1, width - 1), ylim=(0.6 - height, 0.6))
+    figure.set_size_inches(0.62 * 2 * width, 0.62 * height)
+    figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.04)
+    save(figure, path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Searches and trainings
+
+
+def draw_history(histories: dict, path):
+    """Draws alpha histories, {title: meta.history of a genotype.json}, by epoch: the entropy of the
+    alphas (1: uniform) and the skip connections and convolutions of the cell derived from them."""
+    names = {"entropy": "alpha entropy", "skips": "skip connections", "convs": "convolutions"}
+    styles = cycler(ls=["-", "--"]) * cycler(color=PALETTE, marker=list("os^DvPX*"))
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey="col")
+    for i, cell in enumerate(("normal", "reduction")):
+        for ax, (key, name) in zip(axes[i], names.items()):
+            ax.set_prop_cycle(styles)
+            for k, (title, history) in enumerate(histories.items()):
+                # Equal counts are drawn side by side
+                shift = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)
+                values = [epoch[key][i] + shift for epoch in history]
+                ax.plot([epoch["epoch"] for epoch in history], values, ms=5, label=title)
+            ax.set_title(f"{cell} cell: {name}", fontsize=10)
+            ax.grid(alpha=0.3)
+            ax.locator_params(axis="x", integer=True)
+            ax.ticklabel_format(useOffset=False)
+    bottom, _ = axes[0, 0].get_ylim()
+    for ax, limits in zip(axes[0], [(bottom, 1.05 - 0.05 * bottom), (-0.6, 8.6), (-0.6, 8.6)]):
+        ax.set_ylim(limits)  # a cell has eight edges
+    axes[1, 1].set_xlabel("epoch of the search")
+    lines = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=9)
+    save(figure, path)
+
+
+def draw_predictions(run: Path, path, data_path=None, images: int = 4):
+    """Draws image, mask and prediction of a finished seg training for a few evaluation images."""
+    import torch
+    from torchvision.datasets import Cityscapes
+
+    import data
+    import model_eval
+    import pretext
+    import runs
+
+    result = cli.read_json(run / "result.json")
+    if result["task"] != "seg":
+        raise InputError(f"{run} was trained on {result['task']}; only seg predicts each pixel")
+    saved = argparse.Namespace(**result["args"])
+    _, test = data.load(saved.dataset, data_path or saved.data, saved.size, saved.limit)
+    task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
+    genotype = genotypes.load_arch(str(run / "result.json"))
+    network = model_eval.build_network(genotype, saved.width, saved.layers, saved.stem, task).eval()
+    network.load_state_dict(runs.load_checkpoint(run)["network"])
+
+    colors = colormaps["tab20"].colors
+    if saved.dataset == "cityscapes":  # its own colours, in the order of the train ids
+        colors = np.array([c.color for c in Cityscapes.classes if 0 <= c.train_id < 255]) / 255
+    colors = np.resize(colors, (256, 3))  # RGB of each value of a mask
+    colors[255] = 0  # no class
+    chosen = torch.linspace(0, len(test) - 1, min(images, len(test))).long()
+    seen = set()
+    figure = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained")
+    axes = figure.subplots(len(chosen), 3, squeeze=False)
+    for row, batch in zip(axes, data.batches(test, task, 1, "cpu", chosen)):
+        with torch.inference_mode():
+            x, _ = task.prepare(*batch, train=False)
+            prediction = network(x).argmax(1)[0, :-1, :-1].numpy()  # (H, W), without the padding
+        image, mask = batch[0][0].permute(1, 2, 0).numpy(), batch[1][0].numpy()  # (H, W, 3), (H, W)
+        seen |= {*np.unique(mask), *np.unique(prediction)}
+        for ax, picture in zip(row, (image, colors[mask], colors[prediction])):
+            ax.imshow(picture)
+            ax.set_axis_off()
+    titles = "image", "mask", f"prediction, mIoU {result['final']:.1f} over all"
+    for ax, title in zip(axes[0], titles):
+        ax.set_title(title, fontsize=10)
+    handles = [Patch(color=colors[c], label=test.mask_classes[c]) for c in sorted(seen - {255})]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def main(args):
+    path, out = Path(args.what), args.out
+    if args.what not in genotypes.CELLS and path.is_dir():
+        if (path / "result.json").exists():  # of a training
+            out = out or path / "predictions.png"
+            draw_predictions(path, out, args.data, args.images)
+            return print(out)
+        path = path / "genotype.json"  # of a search
+    entry = {}
+    if path.name == "genotype.json":
+        out, entry = out or path.with_name("cell.png"), cli.read_json(path)
+    genotype, title = genotypes.load_arch(str(path)), genotypes.short_name(str(path))
+    if isinstance(genotype, genotypes.NASBenchCell):
+        raise InputError(f"{path} is a cell of NAS-Bench-101; only DARTS cells are drawn")
+    meta = entry.get("meta") or {}
+    if "history" in meta:
+        title = f"{meta['task']} on {meta['dataset']}, seed {meta['seed']}"
+        draw_history({title: meta["history"]}, path.with_name("alphas.png"))
+        print(path.with_name("alphas.png"))
+    out = out or f"{title}.png"
+    draw_cell(genotype, out, f"{title}:")
+    print(out)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

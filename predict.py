@@ -46,7 +46,15 @@ def main(args):
     _, test = data.load(saved.dataset, args.data or saved.data, saved.size, saved.limit)
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
     genotype = genotypes.load_arch(str(run / "result.json"))
-    network = model_eval.build_network(genotype, saved.width, saved.layers, saved.stem, task).eval()
+    network = model_eval.build_network(
+        genotype,
+        saved.width,
+        saved.layers,
+        saved.stem,
+        task.head,
+        task.in_channels,
+        task.reductions,
+    ).eval()
     network.load_state_dict(utils.load_checkpoint(run, {})["network"])
 
     chosen = torch.linspace(0, len(test) - 1, min(args.images, len(test))).long()

@@ -142,9 +142,9 @@ def main(args):
 
     # --- model
     torch.manual_seed(args.seed)
-    supernet = model_search.Supernet(args.width, args.layers, args.stem, task).to(
-        device, memory_format=torch.channels_last
-    )
+    supernet = model_search.Supernet(
+        args.width, args.layers, args.stem, task.head, task.in_channels, task.reductions
+    ).to(device, memory_format=torch.channels_last)
     if args.sync_bn:
         supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
     alphas = model_search.init_alphas(device)
@@ -264,22 +264,22 @@ def main(args):
 
         utils.check_equal("alphas", alphas)
         genotype = model_search.derive(alphas)
-        health = model_search.health(alphas, genotype)
+        stats = model_search.alpha_stats(alphas, genotype)
         seconds += time.time() - start
         summary = {f"w_{name}": value for name, value in w_meter.result().items()}
         if search_alphas:
             result = utils.finite(alpha_meter.result(), epoch, steps, args.task)
             summary |= {f"alpha_{name}": value for name, value in result.items()}
-        history.append({"epoch": epoch, "lr": lr, **summary, **health})
+        history.append({"epoch": epoch, "lr": lr, **summary, **stats})
         counts = {"unreadable": utils.count_unreadable(train), "seconds": round(seconds, 1)}
         log.write(**history[-1], genotype=genotype._asdict(), **counts)
         print(f"epoch {epoch}/{args.epochs} done  " + cli.format_metrics(summary), flush=True)
         for i, cell in enumerate(("normal", "reduction")):
             print(
-                f"  {cell} cell: alpha entropy {health['entropy'][i]:.4f}, skips {health['skips'][i]}, "
-                f"convolutions {health['convs'][i]}"
+                f"  {cell} cell: alpha entropy {stats['entropy'][i]:.4f}, skips {stats['skips'][i]}, "
+                f"convolutions {stats['convs'][i]}"
             )
-            if not health["convs"][i]:
+            if not stats["convs"][i]:
                 print(
                     f"  warning: the {cell} cell has no convolution; the search may have collapsed"
                 )

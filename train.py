@@ -248,21 +248,35 @@ def main(args, load=data.load):
     # --- model
     def build(auxiliary_classes=0, width=None):
         return model_eval.build_network(
-            genotype, width or args.width, args.layers, args.stem, task, auxiliary_classes
+            genotype,
+            width or args.width,
+            args.layers,
+            args.stem,
+            task.head,
+            task.in_channels,
+            task.reductions,
+            auxiliary_classes,
         )
+
+    # one target's inputs, (tiles, C, H, W)
+    input_shape = (task.inputs_per_target, task.in_channels, task.input_size, task.input_size)
 
     if not args.width:
         smallest = 2 if space == "darts" else 8  # up to five vertices share the channels
         args.width = widest(
-            lambda width: utils.count_macs(lambda: build(width=width), task),
+            lambda width: utils.count_macs(lambda: build(width=width), input_shape),
             args.max_macs,
             smallest,
         )
-    macs = utils.count_macs(build, task)
+    macs = utils.count_macs(build, input_shape)
     with torch.device("meta"):
         params = utils.count_params(build())  # without the auxiliary head, as in the paper
     if args.auxiliary:
-        model_eval.check_auxiliary(task, args.stem, args.layers)
+        if not task.classifies_inputs:
+            raise InputError(
+                "--auxiliary is for tasks with one class for each input of the network: cls and rot"
+            )
+        model_eval.check_auxiliary(task.input_size, args.stem, args.layers, task.reductions)
     torch.manual_seed(args.seed)
     network = build(task.num_classes if args.auxiliary else 0).to(
         device, memory_format=torch.channels_last

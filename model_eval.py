@@ -120,8 +120,8 @@ NASBENCH_OPS = {
 
 
 def vertex_channels(cell: NASBenchCell, C_in, C_out):
-    """The channels of each vertex. Those that lead to the output share its C_out channels; the
-    remainder goes to the first of them. Any other has as many as the widest vertex that it leads to."""
+    """The channels of each vertex. Those that lead to the output share its C_out channels, with the
+    remainder for the first ones; any other has as many as the widest vertex that it leads to."""
     last = len(cell.ops) - 1
     sharing = [v for v in range(1, last) if cell.matrix[v][last]]
     n = len(sharing)

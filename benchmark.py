@@ -11,6 +11,7 @@ numpy and scipy; photos through torchvision's ImageFolder.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -93,7 +94,7 @@ def to_text(found):
 # ---------------------------------------------------------------------------------------------------------------------
 # The bilevel step of a search
 
-TEN_CLASSES = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: pretext.PooledHead(C, 10))
+TEN_CLASSES = functools.partial(pretext.PooledHead, num_classes=10)
 CIFAR = dict(stem="cifar", size=32, batch=16, width=16, layers=8)
 IMAGENET = dict(stem="imagenet", size=224, batch=4, width=16, layers=8)
 
@@ -249,9 +250,15 @@ def tasks(args):
 def training_step(task, x, y, layout=torch.channels_last, amp=None):
     """A step of training darts_v2 (width 16, 8 cells), which returns its loss."""
     torch.manual_seed(0)
-    network = model_eval.Network(genotypes.load_arch("darts_v2"), 16, 8, "cifar", task).to(
-        DEVICE, memory_format=layout
-    )
+    network = model_eval.Network(
+        genotypes.load_arch("darts_v2"),
+        16,
+        8,
+        "cifar",
+        task.head,
+        task.in_channels,
+        task.reductions,
+    ).to(DEVICE, memory_format=layout)
     optimizer, x = (
         torch.optim.SGD(network.parameters(), 0.025, momentum=0.9),
         x.contiguous(memory_format=layout),

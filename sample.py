@@ -21,7 +21,6 @@ import time
 import traceback
 from functools import lru_cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import cli
 import genotypes
@@ -171,19 +170,14 @@ def darts_costs():
     import pretext
     import utils
 
-    task = SimpleNamespace(
-        in_channels=3,
-        input_size=32,
-        inputs_per_target=1,
-        reductions=2,
-        head=lambda C: pretext.PooledHead(C, 10),
-    )
+    def head(C):
+        return pretext.PooledHead(C, 10)
 
     def cost(genotype):
-        build = partial(model_eval.Network, genotype, 16, 20, "cifar", task)
+        build = partial(model_eval.Network, genotype, 16, 20, "cifar", head)
         with torch.device("meta"):
             params = utils.count_params(build())
-        return params, utils.count_macs(build, task)
+        return params, utils.count_macs(build, (1, 3, 32, 32))
 
     nothing = Genotype([("none", 0)] * 8, [2, 3, 4, 5], [("none", 0)] * 8, [2, 3, 4, 5])
     base = cost(nothing)

@@ -102,7 +102,9 @@ def main(args):
 
     # --- model
     torch.manual_seed(args.seed)
-    supernet = model_search.Supernet(args.width, args.layers, args.stem, task)
+    supernet = model_search.Supernet(
+        args.width, args.layers, args.stem, task.head, task.in_channels, task.reductions
+    )
     supernet.to(device, memory_format=torch.channels_last)
     if args.sync_bn:
         supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
@@ -187,7 +189,7 @@ def main(args):
 
         utils.check_equal("alphas", alphas)
         genotype = model_search.derive(alphas)
-        stats = model_search.health(alphas, genotype)
+        stats = model_search.alpha_stats(alphas, genotype)
         unreadable = utils.count_distinct(train_set.unreadable)
         run.after_epoch(lr, stats, genotype=genotype._asdict(), unreadable=unreadable)
         write_genotype(run, genotype)

@@ -149,13 +149,14 @@ def main(args, load=data.load, distributed=True):
     part_size = args.batch_size // args.accumulate
 
     # --- model
+    input_shape = (task.inputs_per_target, task.in_channels, task.input_size, task.input_size)
+
     def build(width, auxiliary_classes=0):
-        return model_eval.build_network(
-            genotype, width, args.layers, args.stem, task, auxiliary_classes
-        )
+        size, shape = (width, args.layers, args.stem), (task.in_channels, task.reductions)
+        return model_eval.build_network(genotype, *size, task.head, *shape, auxiliary_classes)
 
     def macs_at(width):
-        return utils.count_macs(lambda: build(width), task)
+        return utils.count_macs(lambda: build(width), input_shape)
 
     if args.width is None:
         smallest = 2 if space == "darts" else 8  # up to five vertices share the channels
@@ -166,7 +167,9 @@ def main(args, load=data.load, distributed=True):
             build(args.width)
         )  # without the auxiliary head, as in the paper
     if args.auxiliary:
-        model_eval.check_auxiliary(task, args.stem, args.layers)
+        if not task.classifies_inputs:
+            raise InputError("--auxiliary: only for tasks with a class for each input, cls and rot")
+        model_eval.check_auxiliary(task.input_size, args.stem, args.layers, task.reductions)
     torch.manual_seed(args.seed)
     network = build(args.width, task.num_classes if args.auxiliary else 0)
     network.to(device, memory_format=torch.channels_last)

@@ -159,12 +159,11 @@ def count_params(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(build, task):
-    """Multiply-accumulates of the convolutions and linear layers for one target of the task (a jigsaw has several tiles).
-    `build` makes the network, on the meta device: no memory, no time."""
-    shape = (task.inputs_per_target, task.in_channels, task.input_size, task.input_size)
+def count_macs(build, input_shape):
+    """Multiply-accumulates of the convolutions and linear layers for an input (B, C, H, W). `build`
+    makes the network, on the meta device: no memory, no time."""
     with torch.device("meta"):
-        network, x = build().eval(), torch.empty(shape)
+        network, x = build().eval(), torch.empty(input_shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
     return counter.get_total_flops() // 2

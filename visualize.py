@@ -158,7 +158,8 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     _, test = data.load(saved.dataset, data_path or saved.data, saved.size, saved.limit)
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
     genotype = genotypes.load_arch(str(run / "result.json"))
-    network = model_eval.build_network(genotype, saved.width, saved.layers, saved.stem, task).eval()
+    size, shape = (saved.width, saved.layers, saved.stem), (task.in_channels, task.reductions)
+    network = model_eval.build_network(genotype, *size, task.head, *shape).eval()
     network.load_state_dict(runs.load_checkpoint(run)["network"])
 
     colors = colormaps["tab20"].colors

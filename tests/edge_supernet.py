@@ -1,5 +1,5 @@
-"""The supernet as DARTS wrote it down: a module for every edge and op, a loop over edges. Slow and plain, it is what
-model_search.py must compute; `copy_weights` gives both the same weights."""
+"""The supernet as DARTS wrote it down: a module for every edge and op, a loop over edges. Slow and
+simple, it is what model_search.py must compute; `copy_weights` gives both the same weights."""
 
 import torch
 import torch.nn as nn
@@ -19,7 +19,7 @@ class MixedOp(nn.Module):
                 nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if "pool" in name else op
             )
 
-    def forward(self, x, weights):
+    def forward(self, x, weights):  # (B, C, H, W), (8,)
         return sum(w * op(x) for w, op in zip(weights, self.ops))
 
 
@@ -27,10 +27,8 @@ class EdgeCell(nn.Module):
     def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev):
         super().__init__()
         self.reduction = reduction
-        if reduction_prev:
-            self.preprocess0 = factorized_reduce(C_prev_prev, C, affine=False)
-        else:
-            self.preprocess0 = relu_conv_bn(C_prev_prev, C, affine=False)
+        preprocess = factorized_reduce if reduction_prev else relu_conv_bn
+        self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
         self.edges = nn.ModuleDict()
         for node in range(2, 2 + NODES):
@@ -50,18 +48,17 @@ class EdgeCell(nn.Module):
 
 
 class EdgeSupernet(nn.Module):
-    def __init__(self, C, layers, stem, task):
+    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2):
         super().__init__()
-        self.stem = STEMS[stem](task.in_channels, C)
-        C_prev_prev = C_prev = self.stem.C_out
-        reduction_prev = self.stem.reduces
+        self.stem = STEMS[stem](in_channels, C)
+        C_prev_prev, C_prev, reduction_prev = self.stem.C_out, self.stem.C_out, self.stem.reduces
         self.cells = nn.ModuleList()
         for i in range(layers):
-            reduction = i in reduction_cells(layers, task.reductions)
+            reduction = i in reduction_cells(layers, reductions)
             C = 2 * C if reduction else C
             self.cells.append(EdgeCell(C_prev_prev, C_prev, C, reduction, reduction_prev))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
-        self.head = task.head(C_prev)
+        self.head = head(C_prev)
         for module in self.modules():
             if isinstance(module, DepthwiseConv):
                 module.__class__ = nn.Conv2d  # with PyTorch's own gradients
@@ -75,11 +72,11 @@ class EdgeSupernet(nn.Module):
 
 
 def paired_parameters(supernet, oracle):
-    """(parameter of the supernet, the oracle's parameters that are its copies), all of them, each once."""
+    """[(parameter of the supernet, the oracle's parameters that are its copies)], each once."""
     inside = []
     for cell, edge_cell in zip(supernet.cells, oracle.cells):
         for j, (source, readers) in enumerate(zip(cell.sources, cell.readers)):
-            for name, op in source.copied.items():
+            for name, op in source.per_edge.items():
                 twins = [
                     edge_cell.edges[f"{j}->{node}"].ops[PRIMITIVES.index(name)] for node in readers
                 ]

@@ -40,7 +40,9 @@ def evaluations():
         _, test = data.load("shapes", limit=47)
         task = pretext.make_task(name, test, 32, "cifar", 2, "cpu")
         torch.manual_seed(0)
-        network = model_eval.Network(load_arch("darts_v2"), 4, 2, "cifar", task)
+        network = model_eval.Network(
+            load_arch("darts_v2"), 4, 2, "cifar", task.head, task.in_channels, task.reductions
+        )
         batches = data.batches(test, task, 12, "cpu")
         found[name] = utils.evaluate(
             network, task, batches, utils.precision(torch.device("cpu"), None)[0]

@@ -1,8 +1,9 @@
-"""The networks are the paper's: reference values of networks with weights filled by a formula, in float64."""
+"""The networks are the paper's: reference values of networks with weights filled by a formula, in
+float64, and sizes of the networks as published. reference.json holds the values."""
 
 import json
 import math
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +16,7 @@ from model_search import MixedEdges, Supernet, derive
 from pretext import BINS, ASPPHead, PixelHead, PooledHead, color_tables, rgb_to_lab
 from utils import count_macs, count_params
 
-
-@pytest.fixture
-def golden(shared_data):
-    return json.loads((shared_data / "golden.json").read_text())
+REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text(encoding="utf-8"))
 
 
 def fill(network):
@@ -27,9 +25,8 @@ def fill(network):
     network.double()
     for module in network.modules():
         if isinstance(module, MixedEdges):
-            copies |= {
-                id(inner): module.copies for op in module.copied.values() for inner in op.modules()
-            }
+            inside = [inner for op in module.per_edge.values() for inner in op.modules()]
+            copies |= {inner: module.copies for inner in inside}
 
     def count(tensor):
         return torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
@@ -37,7 +34,7 @@ def fill(network):
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                for part in module.weight.chunk(copies.get(id(module), 1)):
+                for part in module.weight.chunk(copies.get(module, 1)):
                     part.copy_(torch.cos(1.7 * count(part)) * math.sqrt(2 / part[0].numel()))
                 if module.bias is not None:
                     module.bias.copy_(0.1 * torch.sin(count(module.bias)))
@@ -61,29 +58,29 @@ def check(tensor, expected):
     assert flat.sum().item() == pytest.approx(expected["sum"], rel=1e-6, abs=1e-6 * norm)
 
 
-def task_of(name, num_classes, in_channels=3, views=1, channels=None, rates=None):
-    """As much of a task as a network needs."""
-    heads = {
-        "col": lambda C: PixelHead(C, num_classes),
-        "seg": lambda C: ASPPHead(C, num_classes, channels, rates),
-    }
-    head = heads.get(name, lambda C: PooledHead(C, num_classes, views))
-    return SimpleNamespace(in_channels=in_channels, reductions=1 if name == "seg" else 2, head=head)
+def head_of(task, num_classes, tiles=1, channels=None, rates=None):
+    """The task's head, a function C -> module. `channels` and `rates` are those of ASPP."""
+    if task == "col":
+        return lambda C: PixelHead(C, num_classes)
+    if task == "seg":
+        return lambda C: ASPPHead(C, num_classes, channels, rates)
+    return lambda C: PooledHead(C, num_classes, tiles)
 
 
-@pytest.mark.parametrize("name", ["cifar_cls", "cifar_jig", "imagenet_jig", "cityscapes_seg"])
-def test_supernet(golden, name):
-    entry = golden["supernet"][name]
-    shape = entry["input"]
-    views = shape[1] if entry["task"] == "jig" else 1
-    task = task_of(entry["task"], entry["num_classes"], shape[-3], views, 64, [6])
+@pytest.mark.parametrize("name", REFERENCE["supernet"])
+def test_supernet(name):
+    entry = REFERENCE["supernet"][name]
+    task, classes, shape = entry["task"], entry["num_classes"], entry["input"]
+    head = head_of(task, classes, shape[1] if task == "jig" else 1, 64, [6])
     stem = "cifar" if name.startswith("cifar") else "imagenet"
-    supernet = fill(Supernet(entry["C"], entry["layers"], stem, task))
+    reductions = 1 if task == "seg" else 2
+    supernet = fill(
+        Supernet(entry["C"], entry["layers"], stem, head, shape[-3], reductions=reductions)
+    )
     k = torch.arange(14 * 8, dtype=torch.float64).view(14, 8)
     alphas = torch.stack([0.3 * torch.cos(3 * k), 0.3 * torch.sin(3 * k)]).requires_grad_()
     logits = supernet(wave(shape).view(-1, *shape[-3:]), alphas)
-    pixels = logits.numel() // entry["num_classes"]
-    labels = torch.arange(pixels) % entry["num_classes"]
+    labels = torch.arange(logits.numel() // classes) % classes  # one for each image or pixel
     loss = F.cross_entropy(logits, labels.view(len(logits), *logits.shape[2:]))
     loss.backward()
     check(logits, entry["logits"])
@@ -91,83 +88,81 @@ def test_supernet(golden, name):
     for i, cell in enumerate(("normal", "reduce")):
         check(alphas.grad[i], entry[f"grad_alphas_{cell}"])
     assert count_params(supernet) == entry["params"]
-    genotype = derive(alphas)
-    for field, value in entry["genotype"].items():
-        assert [list(v) if isinstance(v, tuple) else v for v in getattr(genotype, field)] == value
+    assert json.loads(json.dumps(derive(alphas)._asdict())) == entry["genotype"]
 
 
-@pytest.mark.parametrize("name", ["cifar_darts_v2", "cifar_col", "imagenet_col", "cityscapes_seg"])
-def test_network(golden, name):
-    entry = golden["network"][name]
-    classes = entry["num_classes"]
-    task = task_of(
-        entry["task"],
-        classes,
-        entry["input"][1],
-        1,
-        entry.get("aspp_channels"),
-        entry.get("aspp_rates"),
-    )
-    stem = "cifar" if name.startswith("cifar") else "imagenet"
-    auxiliary = classes if entry["auxiliary"] else 0
+@pytest.mark.parametrize("name", REFERENCE["network"])
+def test_network(name):
+    entry = REFERENCE["network"][name]
+    task, classes = entry["task"], entry["num_classes"]
     network = Network(
-        load_arch(entry["genotype"]), entry["C"], entry["layers"], stem, task, auxiliary
+        load_arch(entry["genotype"]),
+        entry["C"],
+        entry["layers"],
+        stem="cifar" if name.startswith("cifar") else "imagenet",
+        head=head_of(task, classes, 1, entry.get("aspp_channels"), entry.get("aspp_rates")),
+        in_channels=entry["input"][1],
+        reductions=1 if task == "seg" else 2,
+        auxiliary_classes=classes if entry["auxiliary"] else 0,
     )
     assert count_params(network) == entry["params"]
     outputs = fill(network)(wave(entry["input"]))
-    if auxiliary:
+    if entry["auxiliary"]:
         outputs, logits_aux = outputs
         check(logits_aux, entry["logits_aux"])
     check(outputs, entry["logits"])
 
 
-def test_paper_sizes(golden):
-    assert len(golden["paper_size"]) == 13
-    for key, entry in golden["paper_size"].items():
-        name, arch = key.split("/")
-        task = (
-            task_of("cls", 1000)
-            if name == "cls"
-            else task_of("seg", 19, channels=256, rates=[6, 12, 18])
-        )
-        task.inputs_per_target, task.input_size = 1, 224
+@pytest.mark.parametrize("key", REFERENCE["paper_size"])
+def test_paper_size(key):
+    """Parameters with and without the auxiliary head, multiply-accumulates at 224 x 224."""
+    entry = REFERENCE["paper_size"][key]
+    task, arch = key.split("/")
+    segmentation = task == "seg"
 
-        def build(auxiliary=0, arch=arch, entry=entry, task=task):
-            return Network(
-                load_arch(arch), entry["width"], entry["layers"], "imagenet", task, auxiliary
-            )
-
-        with torch.device("meta"):
-            assert count_params(build()) == entry["params"], key
-            if name == "cls":
-                assert count_params(build(1000)) == entry["params_with_aux"], key
-        if name == "cls":
-            assert count_macs(build, task) == entry["macs_224"], key
-
-
-def test_nasbench(golden):
-    task = task_of("cls", 10)
-    assert len(golden["nasbench"]) == 4
-    for key, entry in golden["nasbench"].items():
-        cell = parse_nasbench(entry, key)
-        assert nasbench_hash(cell) == entry["hash"]
-        with torch.device("meta"):
-            assert (
-                count_params(NASBenchNetwork(cell, 128, 9, "cifar", task))
-                == entry["params_width128"]
-            )
-        check(
-            fill(NASBenchNetwork(cell, 16, 9, "cifar", task))(wave((2, 3, 32, 32))),
-            entry["width16_logits"],
+    def build(auxiliary_classes=0):
+        return Network(
+            load_arch(arch),
+            entry["width"],
+            entry["layers"],
+            "imagenet",
+            head_of("seg", 19, 1, 256, [6, 12, 18]) if segmentation else head_of("cls", 1000),
+            reductions=1 if segmentation else 2,
+            auxiliary_classes=auxiliary_classes,
         )
 
+    with torch.device("meta"):
+        assert count_params(build()) == entry["params"]
+        assert count_params(build(0 if segmentation else 1000)) == entry["params_with_aux"]
+    if not segmentation:
+        assert count_macs(build, (1, 3, 224, 224)) == entry["macs_224"]
 
-def test_colors(golden):
+
+@pytest.mark.parametrize("key", REFERENCE["nasbench"])
+def test_nasbench(key):
+    entry = REFERENCE["nasbench"][key]
+    cell, head = parse_nasbench(entry, key), head_of("cls", 10)
+    assert nasbench_hash(cell) == entry["hash"]
+    with torch.device("meta"):
+        network = NASBenchNetwork(cell, 128, 9, "cifar", head)
+    assert count_params(network) == entry["params_width128"]
+    network = fill(NASBenchNetwork(cell, 16, 9, "cifar", head))
+    check(network(wave((2, 3, 32, 32))), entry["width16_logits"])
+
+
+@pytest.mark.parametrize("entry", REFERENCE["colors"], ids=lambda entry: str(entry["rgb"]))
+def test_color(entry):
     lightness, bins = color_tables()
-    for entry in golden["pretext"]["colors"]:
-        r, g, b = entry["rgb"]
-        lab = rgb_to_lab(torch.tensor([r, g, b]))
-        assert lab.tolist() == pytest.approx(entry["lab"], abs=5.1e-6)  # which has five decimals
-        index = bins[r * 65536 + g * 256 + b].item()
-        assert index == entry["bin"] and list(BINS[index]) == entry["center"]
-        assert lightness[r * 65536 + g * 256 + b].item() == pytest.approx(entry["lab"][0], abs=2e-5)
+    r, g, b = entry["rgb"]
+    lab = rgb_to_lab(torch.tensor([r, g, b]))
+    assert lab.tolist() == pytest.approx(entry["lab"], abs=5.1e-6)  # which has five decimals
+    index = bins[r * 65536 + g * 256 + b].item()
+    assert index == entry["bin"] and list(BINS[index]) == entry["center"]
+    assert lightness[r * 65536 + g * 256 + b].item() == pytest.approx(entry["lab"][0], abs=2e-5)
+
+
+def test_reference_is_complete():
+    sizes = {
+        name: len(REFERENCE[name]) for name in ("supernet", "network", "paper_size", "nasbench")
+    }
+    assert sizes == {"supernet": 4, "network": 4, "paper_size": 13, "nasbench": 4}

@@ -1,9 +1,9 @@
 """The supernet against its edge-by-edge form; fixed networks; what acts on them in training."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from edge_supernet import EdgeSupernet, copy_weights, paired_parameters
 
 import utils
+from cli import InputError
 from genotypes import CELLS, PRIMITIVES, Genotype, load_arch
-from model_eval import Network
-from model_search import Supernet, derive, edge_index, health, init_alphas
+from model_eval import Network, check_auxiliary
+from model_search import Supernet, alpha_stats, derive, edge_index, init_alphas
 from ops import OPS, DepthwiseConv, drop_path, factorized_reduce
 from pretext import PooledHead
 
-TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C, 10))
+
+def ten_classes(C):
+    return PooledHead(C, 10)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -26,8 +29,8 @@ TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C,
     "stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)]
 )
 def test_supernet_equals_edge_by_edge(stem, size, layout):
-    supernet = Supernet(4, 3, stem, TASK).double().to(memory_format=layout)
-    oracle = EdgeSupernet(4, 3, stem, TASK).double()
+    supernet = Supernet(4, 3, stem, ten_classes).double().to(memory_format=layout)
+    oracle = EdgeSupernet(4, 3, stem, ten_classes).double()
     copy_weights(supernet, oracle)
     alphas = torch.randn(2, 14, len(PRIMITIVES)).double().requires_grad_()
     alphas_oracle = alphas.detach().clone().requires_grad_()
@@ -73,22 +76,22 @@ def test_depthwise_gradients(kernel, stride, dilation, layout):
     torch.testing.assert_close(conv.weight.grad.double(), wanted[1], rtol=0.1, atol=0.3)
 
 
-def test_synchronised_bn_gets_the_mixing_weights(monkeypatch):
+def test_synchronised_bn_gets_the_mixing_weights():
     """Converted, a supernet is the same function where the statistics are those of one process."""
-    supernet, alphas = Supernet(4, 2, "cifar", TASK), torch.randn(2, 14, len(PRIMITIVES))
+    supernet, alphas = Supernet(4, 2, "cifar", ten_classes), torch.randn(2, 14, len(PRIMITIVES))
     x = torch.randn(4, 3, 8, 8)
     expected = supernet(x, alphas)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
-    assert any(
-        isinstance(bn, nn.SyncBatchNorm)
+    assert all(
+        isinstance(op.bn, nn.SyncBatchNorm)
         for source in converted.cells[0].sources
-        for bn in source.norms.values()
+        for op in source.per_edge.values()
     )
     torch.testing.assert_close(converted(x, alphas), expected)
 
 
 def test_each_step_computes_its_own_gradients():
-    supernet, alphas = Supernet(4, 2, "cifar", TASK), init_alphas("cpu")
+    supernet, alphas = Supernet(4, 2, "cifar", ten_classes), init_alphas("cpu")
     x = torch.randn(4, 3, 8, 8)
     supernet(x, alphas.detach()).sum().backward()
     assert alphas.grad is None and all(p.grad is not None for p in supernet.parameters())
@@ -109,21 +112,21 @@ def test_derive():
     alphas[0, edge_index(5, 4), PRIMITIVES.index("sep_conv_3x3")] = 7.9
     alphas[0, edge_index(5, 3), PRIMITIVES.index("sep_conv_5x5")] = 7.8
     genotype = derive(alphas)
-    assert genotype.normal[:2] == [
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-    ]  # all equal: the lower index
+    # all equal: the lower index
+    assert genotype.normal[:2] == [("max_pool_3x3", 0), ("max_pool_3x3", 1)]
     assert genotype.normal[2:4] == [("dil_conv_5x5", 2), ("skip_connect", 1)]  # the stronger first
     assert genotype.normal[6:] == [("sep_conv_3x3", 4), ("sep_conv_5x5", 3)]
     assert genotype.reduce == [("max_pool_3x3", j) for j in (0, 1)] * 4
-    state = health(alphas, genotype)
-    assert state["skips"] == [1, 0] and state["convs"] == [3, 0]
-    assert state["entropy"][1] == pytest.approx(1) and 0 < state["entropy"][0] < 0.5
+    found = alpha_stats(alphas, genotype)
+    assert found["skips"] == [1, 0] and found["convs"] == [3, 0]
+    entropy = torch.distributions.Categorical(logits=alphas).entropy().mean(1) / math.log(8)
+    assert found["entropy"] == pytest.approx(entropy.tolist(), abs=1e-6)
+    assert found["entropy"][1] == 1 and found["entropy"][0] < 0.5
 
 
 @pytest.mark.parametrize("name", list(CELLS))
 def test_named_cells_train(name):
-    network = Network(load_arch(name), 4, 3, "cifar", TASK)
+    network = Network(load_arch(name), 4, 3, "cifar", ten_classes)
     network(torch.randn(2, 3, 15, 16)).sum().backward()
     assert all(p.grad is not None for n, p in network.named_parameters())
 
@@ -139,10 +142,17 @@ def test_sampled_cell_with_none_and_duplicates():
         ("max_pool_3x3", 4),
         ("dil_conv_3x3", 3),
     ]
-    network = Network(Genotype(pairs, [2, 3, 4, 5], pairs, [2, 3, 4, 5]), 4, 3, "imagenet", TASK)
-    logits = network(torch.randn(2, 3, 65, 65))
-    logits.sum().backward()
-    assert logits.isfinite().all()
+    network = Network(
+        Genotype(pairs, [2, 3, 4, 5], pairs, [2, 3, 4, 5]), 4, 3, "imagenet", ten_classes
+    )
+    x = torch.randn(2, 3, 65, 65)
+    nodes = network.cells[0](*network.stem(x), 0.0).chunk(4, 1)
+    assert [bool(node.any()) for node in nodes] == [False, True, False, True]  # 2 and 4 get nothing
+    _, s1 = network.stem(x)
+    x = network.cells[0].preprocess1(s1)
+    torch.testing.assert_close(nodes[1], network.cells[0].ops[2](x) + network.cells[0].ops[3](x))
+    network(torch.randn(2, 3, 65, 65)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.head.parameters())
 
 
 @pytest.mark.parametrize("size", [7, 8])
@@ -165,7 +175,7 @@ def test_ops_halve_alike_and_copies_are_independent(size):
 
 
 def test_factorized_reduce_reads_even_and_odd_pixels():
-    op = factorized_reduce(1, 2, affine=False)[1]  # the convolutions alone
+    op = factorized_reduce(1, 2, affine=False).convs[0]
     nn.init.ones_(op.even.weight), nn.init.ones_(op.odd.weight)
     x = torch.arange(1.0, 26).view(1, 1, 5, 5)
     even, odd = op(x)[0]
@@ -181,15 +191,16 @@ def test_drop_path():
         0.3, abs=0.015
     ) and y.mean().item() == pytest.approx(1, abs=0.03)
     skips = [("skip_connect", 0), ("skip_connect", 1)] * 4
-    network = Network(Genotype(skips, [2, 3, 4, 5], skips, [2, 3, 4, 5]), 4, 3, "cifar", TASK)
+    network = Network(
+        Genotype(skips, [2, 3, 4, 5], skips, [2, 3, 4, 5]), 4, 3, "cifar", ten_classes
+    )
     x = torch.randn(8, 3, 16, 16)
-    for drops in (0.0, 0.99):  # the paths of cell 0 are identities, which are kept
-        network.drop_path = drops
-        s0, s1 = network.stem(x)
-        out = network.cells[0](s0, s1, drops)
-        assert (out.flatten(1).abs().sum(1) > 0).all()
+    s0, s1 = network.stem(x)  # the paths of cell 0 are identities, which are kept
+    assert torch.equal(network.cells[0](s0, s1, 0.99), network.cells[0](s0, s1, 0.0))
     convs = [("dil_conv_3x3", 0), ("dil_conv_3x3", 1)] * 4
-    network = Network(Genotype(convs, [2, 3, 4, 5], convs, [2, 3, 4, 5]), 4, 3, "cifar", TASK)
+    network = Network(
+        Genotype(convs, [2, 3, 4, 5], convs, [2, 3, 4, 5]), 4, 3, "cifar", ten_classes
+    )
     network.drop_path = 0.5
     assert not torch.equal(network(x), network(x))
     network.eval()
@@ -197,11 +208,25 @@ def test_drop_path():
 
 
 def test_auxiliary_head_only_in_training():
-    network = Network(load_arch("darts_v2"), 4, 6, "cifar", TASK, auxiliary_classes=10)
+    network = Network(load_arch("darts_v2"), 4, 6, "cifar", ten_classes, auxiliary_classes=10)
     x = torch.randn(2, 3, 32, 32)
     logits, logits_aux = network(x)
     assert logits.shape == logits_aux.shape == (2, 10)
+    logits_aux.sum().backward()  # it reads the output of cell 4 and nothing behind it
+    reached = [any(p.grad is not None for p in cell.parameters()) for cell in network.cells]
+    assert reached == [True] * 5 + [False]
     assert network.eval()(x).shape == (2, 10)
+
+
+@pytest.mark.parametrize("stem, smallest", [("cifar", 29), ("imagenet", 193)])
+def test_smallest_input_of_the_auxiliary_head(stem, smallest):
+    check_auxiliary(smallest, stem, 6)
+    network = Network(load_arch("darts_v2"), 4, 6, stem, ten_classes, auxiliary_classes=10)
+    network(torch.randn(2, 3, smallest, smallest))
+    with pytest.raises(InputError, match="--auxiliary"):
+        check_auxiliary(smallest - 1, stem, 6)
+    with pytest.raises(RuntimeError, match="[Kk]ernel size"):
+        network(torch.randn(2, 3, smallest - 1, smallest - 1))
 
 
 def test_cosine_and_warmup():
@@ -213,20 +238,17 @@ def test_cosine_and_warmup():
 
 
 def test_counting_leaves_nothing_behind():
-    class Task:
-        inputs_per_target, in_channels, input_size = 1, 3, 32
-
     def build():
         return nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
         )
 
-    assert utils.count_macs(build, Task) == 32 * 32 * 8 * 27 + 80
+    assert utils.count_macs(build, (1, 3, 32, 32)) == 32 * 32 * 8 * 27 + 80
     assert utils.count_params(build()) == 8 * 27 + 8 + 90
 
 
 def test_a_reduction_of_eight_channels_on_a_large_map():
-    """In a process of its own, as it ends by a signal where the CPU kernel of a 1x1 convolution of stride 2 is wrong."""
+    """In a process of its own: the CPU kernel of a 1x1 convolution of stride 2 kills it."""
     code = """
 import torch
 from ops import factorized_reduce

@@ -234,7 +234,9 @@ def test_evaluation_depends_on_nothing_but_the_image(name):
 
 
 def small_network(task):
-    return Network(load_arch("darts_v2"), 8, 2, "cifar", task)
+    return Network(
+        load_arch("darts_v2"), 8, 2, "cifar", task.head, task.in_channels, task.reductions
+    )
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from genotypes import NASBENCH_OPS, NASBenchCell, load_archs, nasbench_hash, par
 from model_eval import build_network, vertex_channels
 from pretext import PooledHead
 
-TASK = SimpleNamespace(in_channels=3, reductions=2, head=lambda C: PooledHead(C, 10))
+TEN_CLASSES = partial(PooledHead, num_classes=10)
 ROOT = Path(__file__).parent.parent
 UNIQUE = {2: 1, 3: 6, 4: 84, 5: 2441, 6: 62010}  # cells by vertices, as published
 OPTIONS = [
@@ -108,18 +108,15 @@ def test_draws_are_distinct_valid_and_repeat():
 
 
 def test_darts_costs_add_up_and_limits_hold():
-    class Task:
-        inputs_per_target, in_channels, input_size = 1, 3, 32
-
     rng = random.Random(1)
     genotype = sample.draw_darts(rng)
 
     def build():
-        return build_network(genotype, 16, 20, "cifar", TASK)
+        return build_network(genotype, 16, 20, "cifar", TEN_CLASSES)
 
     with torch.device("meta"):
         params = utils.count_params(build())
-    assert sample.darts_cost(genotype) == (params, utils.count_macs(build, Task))
+    assert sample.darts_cost(genotype) == (params, utils.count_macs(build, (1, 3, 32, 32)))
     for arch in sample.draw("darts", 10, seed=0).values():
         params, macs = sample.darts_cost(arch)
         assert 684_616 <= params <= 1_026_924 and 100.6e6 <= macs <= 150.9e6
@@ -175,12 +172,12 @@ def test_channels_and_the_cell_that_broke_others():
         (direct, "imagenet", 64),
         (alone, "cifar", 8),
     ):
-        network = build_network(cell, 6, 3, stem, TASK)
+        network = build_network(cell, 6, 3, stem, TEN_CLASSES)
         network(torch.randn(2, 3, size, size)).sum().backward()
         assert all(p.grad is not None for p in network.parameters())
     for layers, auxiliary, message in ((4, 0, "--layers 4"), (3, 10, "--auxiliary")):
         with pytest.raises(InputError, match=message):
-            build_network(direct, 6, layers, "cifar", TASK, auxiliary)
+            build_network(direct, 6, layers, "cifar", TEN_CLASSES, auxiliary)
 
 
 @pytest.mark.slow
@@ -190,7 +187,7 @@ def test_paper_lists_train(shared_data, name):
     assert len(archs) == 500
     x = torch.randn(2, 3, 8, 8)
     for arch in archs.values():
-        network = build_network(arch, 8, 3, "cifar", TASK)
+        network = build_network(arch, 8, 3, "cifar", TEN_CLASSES)
         loss = network(x).logsumexp(1).sum()
         loss.backward()
         assert loss.isfinite() and network.head.classifier.weight.grad.isfinite().all()

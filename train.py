@@ -210,10 +210,10 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(args, load=data.load):
+def main(args, load=data.load, distributed=True):
     """Returns what result.json holds. sample.py passes a `load` that keeps the data in memory."""
     # --- set-up
-    device = utils.setup(args)
+    device = utils.setup(args, distributed)
     genotype = genotypes.load_arch(args.arch)
     arch, space = genotypes.short_name(args.arch), genotypes.to_entry(genotype)["space"]
     if args.width and args.max_macs:

@@ -80,9 +80,9 @@ def fill_defaults(args, defaults):
             setattr(args, name, value)
 
 
-def setup(args):
+def setup(args, distributed=True):
     """Joins the other ranks if torchrun started us, seeds everything and returns the device."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1)) if distributed else 1
     device = open_device(
         f"cuda:{os.environ['LOCAL_RANK']}" if world > 1 and args.device == "cuda" else args.device
     )

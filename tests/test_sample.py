@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from scipy import stats
 
 import cli
@@ -66,7 +66,7 @@ def to_cell(edges, ops):
 
 @pytest.mark.parametrize("V", [2, 3, 4, 5, pytest.param(6, marks=pytest.mark.slow)])
 def test_unique_cells_by_vertices(V):
-    """By the published hash, and by the sampler's weights: a class of k labelled cells adds k times 1 / k."""
+    """By the published hash, and by the sampler's weights: k isomorphic cells add k times 1 / k."""
     hashes, weight = set(), 0.0
     for edges, ops in cells_of(V):
         hashes.add(nasbench_hash(to_cell(edges, ops)))
@@ -193,15 +193,14 @@ def test_paper_lists_train(shared_data, name):
         assert loss.isfinite() and network.head.classifier.weight.grad.isfinite().all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the sweep
+# --------------------------------------------------------------------------------------------------
+# The sweep
 
 
 def sweep(out, *argv, archs=None):
     draw = ["--archs", str(archs)] if archs else ["--space", "nasbench101", "--n", "3"]
-    sample.main(
-        sample.parse_args([*draw, *OPTIONS, "--epochs", "2", "--out", str(out), *map(str, argv)])
-    )
+    argv = [*draw, *OPTIONS, "--epochs", "2", "--out", str(out), *map(str, argv)]
+    sample.main(sample.parse_args(argv))
 
 
 def scores(out):
@@ -224,7 +223,7 @@ def test_sweep_trains_everything_once(tmp_path, capsys, monkeypatch):
         and {v[2] for v in found.values()} == {1, 2}
         and not list(tmp_path.rglob("checkpoint.pt"))
     )
-    monkeypatch.setattr(train, "main", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "main", lambda *args, **kwargs: pytest.fail("trained again"))
     sweep(tmp_path, "--tasks", "cls", "rot", "--seeds", 1, 2)
     with pytest.raises(InputError, match="epochs = 2, this run has 3"):
         sweep(tmp_path, "--tasks", "cls", "--epochs", 3)
@@ -251,108 +250,155 @@ def test_a_device_that_is_not_there_ends_the_sweep(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, capsys):
-    wide = to_cell(
-        [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)], ["input", *["maxpool3x3"] * 3, "output"]
+@pytest.fixture
+def archs(tmp_path):
+    """A list of two cells, of which the first, with three branches, fails at width 2."""
+    edges = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)]
+    wide = to_cell(edges, ["input", *["maxpool3x3"] * 3, "output"])
+    cells = {"wide": wide, "plain": to_cell([(0, 1)], ["input", "output"])}
+    cli.write_json(
+        tmp_path / "list.json", [{"id": i, **genotypes.to_entry(c)} for i, c in cells.items()]
     )
-    plain = to_cell([(0, 1)], ["input", "output"])
-    archs = tmp_path / "list.json"
-    archs.write_text(
-        json.dumps(
-            [{"id": i, **genotypes.to_entry(c)} for i, c in (("wide", wide), ("plain", plain))]
-        )
-    )
-    narrow = ["--tasks", "cls", "--width", 2, "--epochs", 1]
-    sweep(tmp_path / "s", *narrow, archs=archs)
-    out = capsys.readouterr().out
-    assert "1 done, 1 failed, 0 left of 2" in out and "--retry_failed" in out
-    failed = json.loads((tmp_path / "s" / "cls" / "wide_s1" / "failed.json").read_text())
-    assert "2 channels are too few" in failed["error"]
-    sample.main(sample.parse_args(["--status", str(tmp_path / "s")]))
-    out = capsys.readouterr().out
-    assert "1 done, 1 failed" in out and "too few" in out
-    before = (tmp_path / "s" / "cls" / "wide_s1" / "failed.json").stat().st_mtime_ns
-    sweep(tmp_path / "s", *narrow, archs=archs)
-    assert (tmp_path / "s" / "cls" / "wide_s1" / "failed.json").stat().st_mtime_ns == before
-    sweep(tmp_path / "s", *narrow, "--retry_failed", archs=archs)
-    assert (tmp_path / "s" / "cls" / "wide_s1" / "failed.json").stat().st_mtime_ns > before
+    return tmp_path / "list.json"
+
+
+NARROW = ["--tasks", "cls", "--width", 2, "--epochs", 1]
+
+
+def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, archs, capsys):
+    out, failed = tmp_path / "s", tmp_path / "s" / "cls" / "wide_s1" / "failed.json"
+    with pytest.raises(SystemExit, match="1 trainings failed.*failed.json.*--retry_failed") as end:
+        sweep(out, *NARROW, archs=archs)
+    assert str(failed) in end.value.code and "\n" not in end.value.code  # so Python exits with 1
+    assert "1 done, 1 failed, 0 left of 2" in capsys.readouterr().out
+    assert "2 channels are too few" in json.loads(failed.read_text())["error"]
+    sample.main(sample.parse_args(["--status", str(out)]))
+    said = capsys.readouterr().out
+    assert "1 done, 1 failed" in said and "too few" in said
+
+    before = failed.stat().st_mtime_ns
+    with pytest.raises(SystemExit):  # still
+        sweep(out, *NARROW, archs=archs)
+    assert failed.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        sweep(out, *NARROW, "--retry_failed", archs=archs)
+    assert failed.stat().st_mtime_ns > before
+    with pytest.raises(InputError, match="width = 2, this run has 8"):
+        sweep(out, *NARROW, "--width", 8, archs=archs)
+
+
+def test_what_another_process_trains_is_left_to_it(tmp_path, archs, capsys):
+    out = tmp_path / "s"
+    (out / "cls" / "wide_s1").mkdir(parents=True)
+    with FileLock(out / "cls" / "wide_s1" / "lock"):
+        sweep(out, *NARROW, archs=archs)
+    assert "1 done, 0 failed, 1 left of 2" in capsys.readouterr().out
+    assert [path.parent.name for path in out.rglob("log.jsonl")] == ["plain_s1"]
+
+
+def test_a_failure_of_another_process_is_not_retried_at_once(tmp_path, archs, monkeypatch):
+    """What fails while this process trains something else has been tried again already."""
+    out = tmp_path / "s"
+    with pytest.raises(SystemExit):
+        sweep(out, *NARROW, "--seeds", 1, 2, archs=archs)
+    (out / "cls" / "plain_s1" / "result.json").unlink()
+    trained, later = [], out / "cls" / "wide_s2" / "failed.json"
+
+    def fake(settings, load, distributed):
+        trained.append(Path(settings.out).name)
+        os.utime(later)  # by another process
+        return {"seconds": 1}
+
+    monkeypatch.setattr(train, "main", fake)
+    with pytest.raises(SystemExit):
+        sweep(out, *NARROW, "--seeds", 1, 2, "--retry_failed", archs=archs)
+    assert trained == ["wide_s1", "plain_s1"] and later.exists()
+
+
+def test_ranks_train_alone_and_the_environment_stays(tmp_path, monkeypatch):
+    """As a rank of torchrun whose other ranks never come."""
+    ranks = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
+    assert dict(os.environ) == before and len(scores(tmp_path)) == 3
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert {result["world_size"] for result in results} == {1}
 
 
 def command(out, *argv):
-    argv = [
-        "--space",
-        "nasbench101",
-        "-n",
-        "3",
-        "--tasks",
-        "cls",
-        "rot",
-        *OPTIONS,
-        "--epochs",
-        "2",
-        "--out",
-        out,
-        *argv,
-    ]
+    options = ["--space", "nasbench101", "-n", "3", "--tasks", "cls", "rot", *OPTIONS]
+    argv = [*options, "--epochs", "2", "--out", out, *argv]
     return [str(ROOT / "sample.py"), *map(str, argv)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def trained(text):
+    """The trainings that a process says it did, in the order of its lines."""
+    return [line.split(":")[0] for line in text.splitlines() if " seed 1: " in line]
 
 
 @pytest.mark.slow
 def test_killed_sweep_and_two_processes(tmp_path):
-    """SIGKILL at a random moment, then two processes together: the results of an undisturbed sweep, no job done twice."""
+    """Killed at a random moment, then two processes together: the results of an undisturbed sweep,
+    nothing trained twice."""
     subprocess.run([sys.executable, *command(tmp_path / "whole")], env=ENVIRONMENT, check=True)
-    process = subprocess.Popen(
-        [sys.executable, *command(tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.DEVNULL
-    )
+    killed = [sys.executable, *command(tmp_path / "killed")]
+    process = subprocess.Popen(killed, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "killed").rglob("log.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(random.Random().uniform(0, 3))
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
-    both = [
-        subprocess.Popen(
-            [sys.executable, *command(tmp_path / "killed")],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    lines = [line for p in both for line in p.communicate()[0].splitlines() if " seed 1: " in line]
-    jobs = [line.split(":")[0] for line in lines]
-    assert [p.returncode for p in both] == [0, 0] and len(jobs) == len(set(jobs))
-    assert (
-        scores(tmp_path / "killed") == scores(tmp_path / "whole")
-        and len(scores(tmp_path / "whole")) == 6
-    )
+    pipe = dict(stdout=subprocess.PIPE, text=True)
+    both = [subprocess.Popen(killed, env=ENVIRONMENT, **pipe) for _ in range(2)]
+    found = [name for process in both for name in trained(process.communicate()[0])]
+    assert [p.returncode for p in both] == [0, 0] and len(found) == len(set(found))
+    assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+    assert len(scores(tmp_path / "whole")) == 6
+
+
+def torchrun(*argv):
+    argv = [*TORCHRUN, *argv]
+    return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_ranks_of_torchrun_share_a_counter(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, *command(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True
-    )
+def test_ranks_of_torchrun_share_the_work(tmp_path):
+    done = torchrun(*command(tmp_path))
     assert done.returncode == 0, done.stderr
-    jobs = [line.split(":")[0] for line in done.stdout.splitlines() if " seed 1: " in line]
-    assert len(jobs) == len(set(jobs)) == 6 == len(scores(tmp_path))
+    found = trained(done.stdout)
+    assert len(found) == len(set(found)) == 6 == len(scores(tmp_path))
 
 
-def test_status_needs_no_torch(tmp_path):
-    (tmp_path / "archs.json").write_text(
-        json.dumps([{"id": "a", **genotypes.to_entry(to_cell([(0, 1)], ["input", "output"]))}])
-    )
-    (tmp_path / "sweep.json").write_text(
-        json.dumps({"settings": {}, "tasks": ["cls"], "seeds": [1, 2]})
-    )
-    show = f"sample.main(sample.parse_args(['--status', {str(tmp_path)!r}]))"
-    code = f"import sys; sys.modules['torch'] = None; import sample; {show}"
+@pytest.mark.slow
+def test_a_failure_in_one_rank_lets_the_others_finish(tmp_path, archs):
+    """torchrun ends all ranks as soon as one ends with an error."""
+    options = ["--archs", archs, *OPTIONS, *NARROW, "--epochs", 40, "--out", tmp_path / "s"]
+    argv = [str(ROOT / "sample.py"), *map(str, options)]
+    for more in ([], ["--retry_failed"]):
+        done = torchrun(*argv, *more)
+        assert done.returncode == 1 and "1 trainings failed" in done.stderr, done.stderr
+        assert len(scores(tmp_path / "s")) == 1
+        assert trained(done.stdout).count("cls wide seed 1") == 1
+
+
+@pytest.mark.parametrize("argv", ["--status", "--help"])
+def test_status_and_help_need_no_torch(tmp_path, argv):
+    cell = to_cell([(0, 1)], ["input", "output"])
+    cli.write_json(tmp_path / "archs.json", [{"id": "a", **genotypes.to_entry(cell)}])
+    cli.write_json(tmp_path / "sweep.json", {"settings": {}, "tasks": ["cls"], "seeds": [1, 2]})
+    hidden = "sys.modules.update(torch=None, filelock=None)"
+    show = f"sample.main(sample.parse_args([{argv!r}, {str(tmp_path)!r}]))"
+    code = f"import sys; {hidden}; import sample; {show}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "0 done, 0 failed, 2 left of 2" in done.stdout, done.stderr
+    said = {"--status": "0 done, 0 failed, 2 left of 2", "--help": "--retry_failed"}[argv]
+    assert done.returncode == 0 and said in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

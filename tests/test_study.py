@@ -1,9 +1,11 @@
-"""run_all.sh and the report: every profile's commands, what fails, what is interrupted, what a second start does."""
+"""run_all.sh and the report: every profile's commands, and what a second start does after the end,
+a failure, an interruption."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,11 +33,9 @@ PROFILES = [
     "cityscapes_small",
     "paper",
 ]
-ENVIRONMENT = {
-    k: v
-    for k, v in os.environ.items()
-    if k not in ("PROFILE", "OUT", "DATA", "DATASET", "NPROC", "DRY")
-}
+SETTINGS = {"PROFILE", "OUT", "DATA", "DATASET", "NPROC", "DRY"}
+SETTINGS |= {"CIFAR10", "IMAGENET", "IMAGENET22K", "CITYSCAPES"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in SETTINGS}
 PARSERS = {
     "search.py": search,
     "train.py": train,
@@ -48,6 +48,8 @@ PARSERS = {
 def study(
     folder, *argv, path=Path(sys.executable).parent, script=ROOT / "run_all.sh", **environment
 ):
+    if os.name == "nt" or not shutil.which("bash"):
+        pytest.skip("run_all.sh needs bash")
     environment = {**ENVIRONMENT, "PATH": f"{path}:{os.environ['PATH']}", **environment}
     return subprocess.Popen(
         ["bash", script, *argv],
@@ -65,7 +67,7 @@ def finished(process):
     return process.returncode, out, err
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Commands
 
 
@@ -77,14 +79,14 @@ def test_the_scripts_accept_every_command(tmp_path, profile, processes):
     )
     assert code == 0 and not err and not list(tmp_path.iterdir())
     titles, commands = out.splitlines()[::2], [shlex.split(line) for line in out.splitlines()[1::2]]
-    assert [title.split()[1] for title in titles] == [
-        f"[{k}/{len(titles)}]" for k in range(1, len(titles) + 1)
-    ]
+    assert all(title.startswith("# ") for title in titles) and len(set(titles)) == len(titles)
     outs, tasks = [], {}
-    for command in commands:
+    for title, command in zip(titles, commands, strict=True):
         start = ["torchrun", "--standalone", "--nproc_per_node=8"]
         parallel = command[: len(start)] == start
-        script, *argv = command[len(start) if parallel else 1 :]
+        path, *argv = command[len(start) if parallel else 1 :]
+        script = Path(path).name
+        assert Path(path) == ROOT / script and (parallel or command[0] == "python")
         assert parallel == (
             processes == "8"
             and script in ("search.py", "train.py", "sample.py")
@@ -92,7 +94,7 @@ def test_the_scripts_accept_every_command(tmp_path, profile, processes):
         )
         args = PARSERS[script].parse_args(argv)
         if script == "sample.py":
-            args.dataset = train.parse_args(["--arch", "", *args.train_argv]).dataset
+            args.dataset = train.parse_args(["--arch", "darts_v2", *args.train_argv]).dataset
         if script in ("search.py", "train.py"):
             assert (
                 args.data == (None if args.dataset == "shapes" else "/my data")
@@ -100,7 +102,9 @@ def test_the_scripts_accept_every_command(tmp_path, profile, processes):
                 and args.resume
             )
             tasks.setdefault((script, args.dataset), set()).add(args.task)
-        outs += [args.out] if script != "report.py" else []
+        if script != "report.py":  # where the stage is, its output is
+            assert args.out == f"runs/{profile}/{title.removeprefix('# ')}"
+            outs.append(args.out)
     assert len(set(outs)) == len(outs)
     for (script, dataset), found in tasks.items():
         labels = "seg" if dataset == "cityscapes" else "cls"
@@ -128,23 +132,47 @@ def test_a_folder_as_cifar10_and_an_unknown_profile(tmp_path):
     assert "--dataset imagenet --data data/imagenet --limit 9" in out
     code, _, err = finished(study(tmp_path, "cifar100"))
     assert code == 2 and "cifar100" in err and "smoke" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def test_from_another_folder_and_with_blanks(tmp_path):
+    """What the user names is below the user's folder, what is run beside the script."""
+    home = tmp_path / "my code"
+    home.mkdir()
+    shutil.copy(ROOT / "run_all.sh", home)
+    script, roots = Path("../my code/run_all.sh"), {"OUT": "my runs", "DATA": "my data"}
+    (tmp_path / "here").mkdir()
+    process = study(tmp_path / "here", "cifar10_small", script=script, DRY="1", **roots)
+    code, out, err = finished(process)
+    commands = [shlex.split(line) for line in out.splitlines()[1::2]]
+    assert code == 0 and not err and len(commands) == 23
+    for _, path, *argv in commands:
+        assert (tmp_path / "here" / path).resolve().parent == home.resolve()
+        if Path(path).name == "report.py":
+            assert argv == ["my runs"]
+        else:
+            assert argv[argv.index("--out") + 1].startswith("my runs/")
+        if "--data" in argv:
+            assert argv[argv.index("--data") + 1] == "my data"
+
+
+# --------------------------------------------------------------------------------------------------
 # Stages
 
 FAKE = """#!/bin/bash
 echo "$@" >> calls
 echo "said by $1"
 while [ $# -gt 1 ]; do [ "$1" != --out ] || mkdir -p "$2"; shift; done
-if tail -n 1 calls | grep -q -- "$(cat fail 2>/dev/null || echo never)"; then echo "too bad"; exit 3; fi
-if tail -n 1 calls | grep -q -- "$(cat hang 2>/dev/null || echo never)"; then sleep 60; fi
+matches() { tail -n 1 calls | grep -q -- "$(cat $1 2>/dev/null || echo never)"; }
+if matches fail; then echo "too bad"; exit 3; fi
+if matches hang; then sleep 60; fi
 """
 
 
 @pytest.fixture
 def fake(tmp_path):
-    """A folder with a `python` that only notes how it is called; what matches `fail` fails, what matches `hang` hangs."""
+    """A folder with a `python` that only notes how it is called; what matches the pattern in the
+    file `fail` fails, what matches the one in `hang` hangs."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(FAKE)
     (tmp_path / "bin" / "python").chmod(0o755)
@@ -152,43 +180,54 @@ def fake(tmp_path):
 
 
 def calls(fake):
+    """How `python` was called since the last time, without the folder of the scripts."""
+    if not (fake / "calls").exists():
+        return []
     lines = (fake / "calls").read_text().splitlines()
     (fake / "calls").unlink()
-    return lines
+    return [line.removeprefix(f"{ROOT}/") for line in lines]
 
 
 def test_a_failing_stage_stops_and_the_next_start_goes_on(fake):
     (fake / "fail").write_text("darts_v2.*--seed 1")
     code, out, err = finished(study(fake, path=fake / "bin"))
     before = calls(fake)
-    command = "python train.py --arch darts_v2 --task cls --dataset shapes"
-    assert (
-        code == 3
-        and "train_cls_darts_v2_s1, failed with exit code 3" in err
-        and "    too bad" in err
-    )
-    assert re.search(rf"^    {command} .* --seed 1 --out \S+ --resume$", err, re.M)
-    log = "runs/smoke/train_cls_darts_v2_s1.log"
-    assert (
-        f"[15/23] train_cls_darts_v2_s1, log: {log}" in out
-        and (fake / log).read_text() == "said by train.py\ntoo bad\n"
-    )
+    name, log = "train_cls_darts_v2_s1", "runs/smoke/train_cls_darts_v2_s1/stage.log"
+    assert code == 3 and out.endswith(f"{before[-1]}\nsaid by {ROOT}/train.py\ntoo bad\n")
+    assert err == f"{name} failed, exit code 3; log: {log}; command: python {ROOT}/{before[-1]}\n"
+    assert before[-1].startswith("train.py --arch darts_v2 --task cls --dataset shapes")
+    assert before[-1].endswith("--resume") and f"# {name}\n" in out
+    assert (fake / log).read_text() == f"said by {ROOT}/train.py\ntoo bad\n"
 
     (fake / "fail").unlink()
     assert finished(study(fake, path=fake / "bin"))[0] == 0
     after = calls(fake)
     assert len(before) == 15 and after[0] == before[-1] and len(before) + len(after) == 23 + 1
+    said = f"said by {ROOT}/train.py\n"
+    assert (fake / log).read_text() == f"{said}too bad\n{said}"
 
-    assert finished(study(fake, path=fake / "bin"))[0] == 0
-    assert [line.split()[0] for line in calls(fake)] == ["correlate.py", "report.py"]
+    code, out, _ = finished(study(fake, path=fake / "bin"))
+    assert code == 0 and calls(fake) == [] and out.count("finished before") == 23
 
-    (fake / "runs/smoke/train_cls_darts_v2_s0").rmdir()  # what is removed is done again
+
+def test_what_is_removed_or_changed_runs_again(fake):
     finished(study(fake, path=fake / "bin"))
-    assert calls(fake)[0] == before[13]
-    code, _, _ = finished(
-        study(fake, "smoke", "--amp", "bf16", path=fake / "bin")
-    )  # and other settings are not done yet
-    assert len(calls(fake)) == 23 - 1
+    every = calls(fake)
+    assert len(every) == 23 and [line.split()[0] for line in every[-2:]] == [
+        "correlate.py",
+        "report.py",
+    ]
+    shutil.rmtree(fake / "runs/smoke/train_cls_darts_v2_s0")
+    finished(study(fake, path=fake / "bin"))
+    assert calls(fake) == [every[13], *every[-2:]] and "darts_v2" in every[13]
+    assert finished(study(fake, "smoke", "--amp", "bf16", path=fake / "bin"))[0] == 0
+    assert len(calls(fake)) == 23 - 1  # --amp does not change how random cells are drawn
+
+    for stage in ("correlate.py", "report.py"):
+        shutil.rmtree(fake / "runs/smoke/train_cls_darts_v2_s0")
+        (fake / "fail").write_text(stage)
+        code, _, err = finished(study(fake, "smoke", "--amp", "bf16", path=fake / "bin"))
+        assert code == 3 and stage in err and calls(fake)[-1].startswith(stage)
 
 
 def test_ctrl_c(fake):
@@ -207,8 +246,8 @@ def test_ctrl_c(fake):
 
 SMALL = """smoke)
     search_on=shapes search="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 1"
-    train_on=shapes train="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 12" seeds=0
-    random_cells=0 ;;
+    train_on=shapes train="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 12"
+    seeds=0 ;;
 """
 
 
@@ -217,14 +256,17 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     """A search, two trainings and the report for real; the second training gets Ctrl-C."""
     for name in ROOT.glob("*.py"):
         (tmp_path / name.name).symlink_to(name)
-    text = (
-        (ROOT / "run_all.sh")
-        .read_text()
-        .replace("for task in rot col jig $labels", "for task in rot")
-    )
-    text = text.replace("run random python sample.py", ": run random")
+    text = (ROOT / "run_all.sh").read_text()
+    for old, new in (
+        ("for task in rot col jig $labels", "for task in rot"),
+        ("stage random python", ": stage random python"),
+        (" $(seq -f random_%05g 0 $((random - 1)))", ""),
+        (re.search(r"smoke\)\n.*?;;\n", text, re.S)[0], SMALL),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
     script = tmp_path / "small.sh"
-    script.write_text(re.sub(r"smoke\)\n.*?;;\n", SMALL, text, count=1, flags=re.S))
+    script.write_text(text)
     out = tmp_path / "runs" / "smoke"
     first, second = out / "train_cls_shapes_rot_s0", out / "train_cls_darts_v2_s0"
 
@@ -244,7 +286,7 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     before = (first / "result.json").stat().st_mtime_ns
     code, said, err = finished(study(tmp_path, script=script))
     assert code == 0, err
-    assert said.count("done before") == 2 and "resumed after epoch" in said
+    assert said.count("finished before") == 2 and "resumed after epoch" in said
     assert (first / "result.json").stat().st_mtime_ns == before
     rows = json.loads((out / "report.json").read_text())
     assert {row["group"] for row in rows} == {"without labels", "published"}

@@ -25,9 +25,12 @@ from cli import InputError, at_least, markdown_table, read_json
 from genotypes import nasbench_hash, parse_nasbench
 
 SPACES = {"darts": "DARTS", "nasbench101": "NAS-Bench-101"}
-TASKS = {"cls": "classification", "rot": "rotation", "col": "colorization", "jig": "jigsaw"}
-COLORS = {"cls": "#555555", "rot": "#1b9e77", "col": "#d95f02", "jig": "#7570b3"}
-MARKERS = {"cls": "D", "rot": "o", "col": "s", "jig": "^"}
+STYLES = {  # of a task: name, colour, marker
+    "cls": ("classification", "#555555", "D"),
+    "rot": ("rotation", "#1b9e77", "o"),
+    "col": ("colorization", "#d95f02", "s"),
+    "jig": ("jigsaw", "#7570b3", "^"),
+}
 
 
 def parse_args(argv=None):
@@ -71,25 +74,23 @@ def read_result(path, score):
         key = nasbench_hash(parse_nasbench(result["genotype"], path))
     sign = 1.0 if result["higher_is_better"] else -1.0
     epochs = [sign * epoch[result["metric"]] for epoch in result["epochs"]]
-    training = result | {"key": key, "score": sign * result[score], "epochs": epochs}
-    yield training | {"recipe": recipe(result["identity"])}
+    training = {"key": key, "score": sign * result[score], "params": 1.0 * result["params"]}
+    yield result | training | {"epochs": epochs, "recipe": recipe(result["identity"])}
 
 
 def read_release(path, score):
     space, dataset, task, seed = path.absolute().parent.parts[-4:]
     space = space.replace("nas_bench", "nasbench101")
     if space not in SPACES or score != "best":
-        where = "darts|nas_bench/<dataset>/<task>/<run>/"
-        raise InputError(f"{path}: the public release is read from {where} with --score best")
+        raise InputError(f"{path}: expected darts|nas_bench/<data set>/<task>/<run>/, --score best")
     shared = {"space": space, "dataset": dataset, "task": task, "seed": seed, "recipe": {}}
     for job in read_json(path)["job_summaries"]:
         key, error = str(job["job_id"]), job["min_test_top1"]
-        training = {"arch": key, "epochs": [], "params": math.nan}
+        training = shared | {"arch": key, "epochs": [], "params": math.nan}
         if space == "darts":
             key = json.dumps(job["net"]["genotype"], sort_keys=True)
         error = error[-1] if isinstance(error, list) else error  # the lowest so far
-        accuracy = math.nan if error is None else 100 - error
-        yield shared | training | {"key": key, "score": accuracy}
+        yield training | {"key": key, "score": math.nan if error is None else 100 - error}
 
 
 READERS = {"result.json": read_result, "sweep_summary.json": read_release}
@@ -98,7 +99,6 @@ READERS = {"result.json": read_result, "sweep_summary.json": read_release}
 def read(folders, score) -> dict:
     """{space: {(data set, task): {key of an architecture: {seed: training}}}}"""
     spaces, recipes = {}, {}
-    hint = "for the same data set and task; give the folders different names, NAME=FOLDER"
     for text in folders:
         dataset, _, folder = text.rpartition("=")
         paths = sorted(path for path in Path(folder).rglob("*.json") if path.name in READERS)
@@ -107,19 +107,25 @@ def read(folders, score) -> dict:
         for path in paths:
             with parsing(path):
                 trainings = list(READERS[path.name](path, score))
-            for run in trainings:
-                label = (dataset or run["dataset"], run["task"])
-                others = recipes.setdefault((run["space"], label), run["recipe"])
-                for name in others | run["recipe"]:
-                    ours, theirs = run["recipe"].get(name), others.get(name)
-                    if ours != theirs:
-                        why = f"trained with {name} = {ours}, others with {theirs}"
-                        raise InputError(f"{path}: {why}, {hint}")
-                column = spaces.setdefault(run["space"], {}).setdefault(label, {})
-                if column.setdefault(run["key"], {}).setdefault(run["seed"], run) is not run:
-                    why = f"a second result of {run['arch']}, seed {run['seed']}"
-                    raise InputError(f"{path}: {why}, {hint}")
+            for training in trainings:
+                label = (dataset or training["dataset"], training["task"])
+                column = spaces.setdefault(training["space"], {}).setdefault(label, {})
+                recipe = recipes.setdefault((training["space"], label), training["recipe"])
+                add(training, column.setdefault(training["key"], {}), recipe, path)
     return spaces
+
+
+def add(training, seeds, recipe, path):
+    """Adds a training to those of its architecture, if it is comparable."""
+    hint = "for the same data set and task; give the folders different names, NAME=FOLDER"
+    for name in recipe | training["recipe"]:
+        value, other = training["recipe"].get(name), recipe.get(name)
+        if value != other:
+            raise InputError(f"{path}: {name} = {value}, but {other} elsewhere, {hint}")
+    if training["seed"] in seeds:
+        again = f"a second result of {training['arch']}, seed {training['seed']}"
+        raise InputError(f"{path}: {again}, {hint}")
+    seeds[training["seed"]] = training
 
 
 # --------------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def over_seeds(column, field):
 def common_table(space, columns):
     """The table of the architectures with finite scores in all columns; notes on the others."""
     datasets = list(dict.fromkeys(dataset for dataset, _ in columns))
-    labels = sorted(columns, key=lambda a: (datasets.index(a[0]), [*TASKS, a[1]].index(a[1])))
+    labels = sorted(columns, key=lambda a: (datasets.index(a[0]), [*STYLES, a[1]].index(a[1])))
     means = {}
     for a in labels:
         means[a] = dict(zip(columns[a], over_seeds(columns[a].values(), "score")))
@@ -268,18 +274,19 @@ def draw_scatter(spaces, dataset, tasks, target):
     figure = Figure(figsize=(3.2 * len(tasks), 2.8 * len(spaces)), layout="constrained")
     axes = figure.subplots(len(spaces), len(tasks), squeeze=False)
     for ax, (space, task) in zip(axes.flat, product(spaces, tasks)):
-        scores, pairs = spaces[space]["scores"], spaces[space]["pairs"]
-        pair = [p for p in pairs if p["x"] == [dataset, task] and p["y"] == list(target)]
-        if not pair:
+        pairs = {(*pair["x"], *pair["y"]): pair for pair in spaces[space]["pairs"]}
+        pair = pairs.get((dataset, task, *target))
+        if pair is None:
             ax.set_axis_off()
             continue
-        x, y, color = scores[target], scores[dataset, task], COLORS.get(task)
-        ax.scatter(x, y, s=14, alpha=0.6, c=color, marker=MARKERS.get(task), linewidths=0)
+        x, y = (spaces[space]["scores"][label] for label in (target, (dataset, task)))
+        name, color, marker = STYLES.get(task, (task, "#000000", "P"))
+        ax.scatter(x, y, s=14, alpha=0.6, color=color, marker=marker, linewidths=0)
         slope, intercept, _, _ = stats.theilslopes(y, x)
         ends = np.array([x.min(), x.max()])
         ax.plot(ends, intercept + slope * ends, color=color)
-        rho = format_rho(pair[0]["rho"], pair[0]["rho_interval"])
-        ax.set_title(f"{TASKS.get(task, task)}: ρ = {rho}", fontsize=10)
+        rho = format_rho(pair["rho"], pair["rho_interval"])
+        ax.set_title(f"{name}: ρ = {rho}", fontsize=10)
         ax.set(xlabel=f"{title(target)} ({SPACES[space]})", ylabel=f"{dataset} {task}")
         ax.grid(alpha=0.3)
     return figure
@@ -308,21 +315,24 @@ def draw_curves(panels, space, experiments):
     for ax, (target, curves) in zip(axes, panels.items()):
         datasets = list(dict.fromkeys(dataset for dataset, _ in curves))
         for (dataset, task), curve in curves.items():
-            x, y, color = range(1, len(curve) + 1), curve, COLORS.get(task)
+            _, color, marker = STYLES.get(task, (task, "#000000", "P"))
+            x, y = range(1, len(curve) + 1), curve
             if experiments:
                 x, y, std = np.transpose(curve)
                 ax.fill_between(x, y - 2 * std, y + 2 * std, color=color, alpha=0.07, linewidth=0)
-            line = ["-", "--", ":", "-."][datasets.index(dataset) % 4] + MARKERS.get(task, "")
+            line = ["-", "--", ":", "-."][datasets.index(dataset) % 4] + marker
             ax.plot(x, y, line, color=color, ms=5, label=f"{dataset} {task}")
         if experiments:
             ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
             ax.set(xlabel="architectures drawn", ylabel=f"{title(target)} of the best")
         else:
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set(xlabel="training epoch", ylabel=f"rho with {title(target)}")
-        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(SPACES[space])
         ax.grid(alpha=0.3)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, handlelength=3)
     return figure
 
 

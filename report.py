@@ -68,8 +68,9 @@ def title(meta):
 
 
 def hardware(run):
-    where = f"torch {run['versions']['torch']}, {run['device']}, {run['world_size']} process(es)"
-    return f"{run['date']}: {where}, commit {run['git_commit']}"
+    where = f"torch {run['versions']['torch']}, {run['device']}"
+    processes = "1 process" if run["world_size"] == 1 else f"{run['world_size']} processes"
+    return f"{run['date']}: {where}, {processes}, commit {run['git_commit']}"
 
 
 def describe(result, searches):
@@ -113,7 +114,7 @@ def make_tables(results, searches) -> dict:
     for folder, result in results.items():
         with correlate.parsing(folder / "result.json"):
             cell = describe(result, searches)
-            make_row([result], *cell)  # only for its error, which names the file
+            make_row([result], *cell)  # errors name the file
             recipe = json.dumps(correlate.recipe(result["identity"]))
         tables.setdefault(recipe, {}).setdefault(cell, []).append(result)
     for recipe, cells in tables.items():
@@ -182,7 +183,9 @@ def cell_table(rows):
 
 
 def search_table(metas):
-    head = ["objective", "seed", "epochs", "entropy", "skips", "convolutions", "search time"]
+    """Entropy of the alphas, skips and convolutions: of the normal / of the reduction cell"""
+    entropy = "entropy, normal / reduction"
+    head = ["objective", "seed", "epochs", entropy, "skips", "convolutions", "search time"]
     lines = []
     for meta in metas:
         last = meta["history"][-1]
@@ -232,8 +235,8 @@ def draw_accuracies(rows, path):
     ax = figure.subplots()
     for y, row in enumerate(rows):
         color = COLORS[row["group"]]
-        ax.plot(row["scores"], [y] * len(row["scores"]), "o", color=color, ms=4, alpha=0.5)
-        ax.plot(row["mean"], y, "D", color=color, ms=8, label=row["group"])
+        ax.plot(row["mean"], y, "D", color=color, ms=9, label=row["group"])
+        ax.plot(row["scores"], [y] * len(row["scores"]), "o", color=color, ms=5, mec="white")
         if row["paper"]:
             paper = float(row["paper"].split()[0])
             ax.plot(paper, y, "*", color=color, ms=11, mfc="white", label="the paper's number")
@@ -253,6 +256,9 @@ def main(args):
     results = {folder: r for folder, r in results.items() if not sweeps & set(folder.parents)}
     if not searches and not results:
         raise InputError(f"no search and no training below {', '.join(args.folders)}")
+    for folder, search in searches.items():
+        with correlate.parsing(folder / "genotype.json"):
+            search_table([search["meta"]]), hardware(search["meta"])  # errors name the file
     tables, metas = make_tables(results, searches), [s["meta"] for s in searches.values()]
     out = Path(args.out or args.folders[0])
     out.mkdir(parents=True, exist_ok=True)
@@ -272,8 +278,9 @@ def main(args):
             genotypes.draw(genotypes.parse_arch(search, folder), out / path, f"{cell}:")
             lines += [f"![Found by {cell}]({path})", ""]
         lines += settings([correlate.recipe(meta.get("identity", {})) for meta in metas])
-    for study in read(args.folders, "correlations.json").values():
-        lines += ["## Rank correlations", "", *correlation_table(study["spaces"])]
+    for folder, study in read(args.folders, "correlations.json").items():
+        with correlate.parsing(folder / "correlations.json"):
+            lines += ["## Rank correlations", "", *correlation_table(study["spaces"])]
     runs = sorted({hardware(run) for run in [*results.values(), *metas]})
     failed = len(read(args.folders, "failed.json"))
     lines += ["## Run", "", *(f"- {run}" for run in runs), f"- {failed} trainings failed", ""]

@@ -196,6 +196,20 @@ def test_report_of_nothing_of_use(tmp_path, capsys, content, message):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("search_x/genotype.json", {"meta": {"history": []}}, "genotype.json: .*IndexError"),
+        ("search_x/genotype.json", {"meta": {"history": [{}]}}, "genotype.json: .*'task'"),
+        ("c/correlations.json", {"spaces": {"darts": {}}}, "correlations.json: .*'pairs'"),
+    ],
+)
+def test_malformed(made_up, name, content, message):
+    write(made_up / name, content)
+    with pytest.raises(cli.InputError, match=message):
+        report.main(report.parse_args([str(made_up)]))
+
+
 def test_needs_no_torch(made_up):
     (made_up / "torch.py").write_text("raise ImportError('no torch here')")
     done = subprocess.run(

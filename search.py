@@ -216,6 +216,7 @@ def write_genotype(run, genotype, **more):
         "epoch": run.epochs_done,
         "seconds": round(run.seconds, 1),
         **run.environment,
+        "identity": run.identity,
         "history": run.history,
         **more,
     }

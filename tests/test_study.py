@@ -1,4 +1,4 @@
-"""run_all.sh and the report: every profile's commands, and what a second start does after the end,
+"""run_all.sh: every profile's commands, and what a second start does after the end,
 a failure, an interruption."""
 
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-import cli
 import correlate
 import genotypes
 import report
@@ -296,175 +295,6 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     assert finished(study(tmp_path, script=script))[0] == 0
     again = json.loads((out / "report.json").read_text())
     assert [dict(row, seconds=0) for row in again] == [dict(row, seconds=0) for row in rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The report
-
-
-def entropy(last):
-    return [{"epoch": k, "entropy": [1.0, last], "skips": [0, 1], "convs": [5, 3]} for k in (1, 2)]
-
-
-def write(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-RUN = {
-    "versions": {"torch": "2.9"},
-    "device": "one CPU",
-    "world_size": 1,
-    "git_commit": "abc",
-    "date": "2026-01-01",
-}
-
-
-def write_search(root, task, cell, last=0.99):
-    meta = {
-        "task": task,
-        "dataset": "imagenet",
-        "seed": 0,
-        "epoch": 2,
-        "epochs": 2,
-        "seconds": 100,
-        "history": entropy(last),
-    }
-    write(
-        root / f"search_{task}" / "genotype.json",
-        {**genotypes.to_entry(genotypes.named_cell(cell)), "meta": {**meta, **RUN}},
-    )
-
-
-def write_result(root, arch, cell, seed, best, **options):
-    options = {
-        "dataset": "imagenet",
-        "task": "cls",
-        "arch": str(arch),
-        "seed": seed,
-        "width": 40,
-        "max_macs": 6e8,
-        "lr": 0.5,
-        "out": f"{seed}",
-        **options,
-    }
-    genotype = genotypes.named_cell(cell)._asdict()
-    name = genotypes.short_name(str(arch))
-    result = {
-        "arch": name,
-        "genotype": genotype,
-        "task": "cls",
-        "dataset": "imagenet",
-        "seed": seed,
-        "metric": "top1",
-        "higher_is_better": True,
-        "best": best,
-        "params": 5e6,
-        "macs": 6e8,
-        "seconds": 10,
-        "epochs": [{}],
-        **RUN,
-        "args": options,
-    }
-    write(root / f"train_{name}_{seed}" / "result.json", json.loads(json.dumps(result)))
-
-
-@pytest.fixture
-def made_up(tmp_path):
-    for task, cell in (("rot", "unnas_imagenet_rot"), ("cls", "unnas_imagenet_cls")):
-        write_search(tmp_path, task, cell)
-        for seed in (0, 1):
-            best = {"rot": 70, "cls": 72}[task] + seed
-            write_result(
-                tmp_path,
-                tmp_path / f"search_{task}" / "genotype.json",
-                cell,
-                seed,
-                best,
-                width=40 + seed,
-            )
-    write_result(tmp_path, "darts_v2", "darts_v2", 0, 60)
-    write_result(tmp_path, "archs.json:00001", "pdarts", 0, 50)
-    write_result(tmp_path, "archs.json:00002", "darts_v1", 0, 52)
-    write(tmp_path / "sweep" / "sweep.json", {})
-    write(tmp_path / "sweep" / "cls" / "00001_s1" / "failed.json", {})
-    write_result(tmp_path / "sweep", "pdarts", "pdarts", 0, 99)  # of correlate.py, not ours
-    pair = {
-        "x": ["cifar10", "rot"],
-        "y": ["imagenet", "cls"],
-        "n": 20,
-        "rho": 0.5,
-        "rho_interval": [-0.1, 0.8],
-    }
-    write(
-        tmp_path / "correlation" / "correlations.json",
-        {"spaces": {"darts": {"n": 20, "pairs": [pair]}}},
-    )
-    return tmp_path
-
-
-def test_report(made_up, capsys):
-    report.main(report.parse_args([str(made_up)]))
-    text = (made_up / "report.md").read_text()
-    for line in (
-        "| without labels | 1 | 70.50 | 70.50 | 75.8 (1) |",
-        "| with labels | 1 | 72.50 | 72.50 | 76.3 (1) |",
-        "| published | 1 | 60.00 | 60.00 | 74.9 (1) |",
-        "| random | 2 | 51.00 ± 1.41 | 52.00 | - |",
-        "| without labels | rot on imagenet, seed 0 | 70.50 ± 0.71 | 2 | 5.000 | 600.0 | 40 | 1:40 | 0:10 | 75.8 ± 0.18 |",
-        "| darts | cifar10 rot | imagenet cls | 20 | 0.50 | [-0.10, 0.80] | 0.82 |",
-        "- 1 or 2 seeds for each cell; a training varies by 0.71",
-        "- Searched without labels against with labels: -2.00 on average, less than two standard errors (4.00)",
-        "- 20 architectures of darts; 1 of 1 intervals hold 0",
-        "- 1 trainings failed",
-        "Entropy of the alphas at the end: 0.990 to 1.000",
-    ):
-        assert line in text
-    assert (
-        "little more than random" in text
-        and "One search for each objective" in text
-        and "99.00" not in text
-    )
-    figures = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert {"accuracy_1.png", "alphas.png", "cell_rot.png", "cell_cls.png"} == set(figures)
-    assert all((made_up / name).stat().st_size > 10_000 for name in figures)
-    assert not any(line.startswith("![") for line in capsys.readouterr().out.splitlines())
-
-
-def test_report_of_a_part_of_a_study(tmp_path):
-    write_search(tmp_path / "a", "rot", "darts_v2", last=0.5)
-    report.main(report.parse_args([str(tmp_path / "a"), "--out", str(tmp_path / "new")]))
-    text = (tmp_path / "new" / "report.md").read_text()
-    assert (
-        "## Searches" in text
-        and "## Trained" not in text
-        and "## Rank" not in text
-        and "hardly" not in text
-    )
-    write_result(tmp_path / "b", "darts_v2", "darts_v2", 0, 60)
-    report.main(report.parse_args([str(tmp_path / "b")]))
-    text = (tmp_path / "b" / "report.md").read_text()
-    assert (
-        "One seed for each cell" in text
-        and "One cell in each group" in text
-        and "## Searches" not in text
-    )
-    write_result(
-        tmp_path / "b", "pdarts", "pdarts", 0, 50, lr=0.1
-    )  # another recipe is another table
-    report.main(report.parse_args([str(tmp_path / "b")]))
-    assert (tmp_path / "b" / "report.md").read_text().count("## Trained for cls on imagenet") == 2
-
-
-@pytest.mark.parametrize(
-    "content", [None, {"args": {}}, {"args": {"max_macs": None, "arch": "darts_v2"}}]
-)
-def test_report_of_nothing_of_use(tmp_path, capsys, content):
-    if content:
-        write(tmp_path / "x" / "result.json", content)
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(report.main, report.parse_args, [str(tmp_path)])
-    assert exit_.value.code == 2 and str(tmp_path) in capsys.readouterr().err
 
 
 def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):

@@ -1,0 +1,221 @@
+"""The page of a study, of made-up searches, trainings and correlations."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+import genotypes
+import report
+
+ROOT = Path(__file__).parent.parent
+RUN = {
+    "versions": {"torch": "2.9"},
+    "device": "one CPU",
+    "world_size": 1,
+    "git_commit": "abc",
+    "date": "2026-01-01",
+}
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_search(root, task, cell, last=0.99, epochs=2):
+    epoch = {"entropy": [1.0, last], "skips": [0, 1], "convs": [5, 3]}
+    meta = {
+        "task": task,
+        "dataset": "imagenet",
+        "seed": 0,
+        "epoch": 2,
+        "epochs": epochs,
+        "seconds": 100,
+        "history": [{"epoch": k, **epoch} for k in (1, 2)],
+        "identity": {
+            "task": task,
+            "dataset": "imagenet",
+            "seed": 0,
+            "alpha_lr": 0.003,
+            "amp": None,
+        },
+    }
+    entry = genotypes.to_entry(genotypes.named_cell(cell))
+    write(root / f"search_{task}" / "genotype.json", {**entry, "meta": {**meta, **RUN}})
+
+
+def write_result(root, arch, cell, seed, best, **settings):
+    identity = {
+        "seed": seed,
+        "width": 40,
+        "max_macs": 6e8,
+        "lr": 0.5,
+        "split": f"{seed}",
+        **settings,
+    }
+    name = genotypes.short_name(str(arch))
+    result = {
+        "arch": name,
+        "space": "darts",
+        "genotype": genotypes.named_cell(cell)._asdict(),
+        "task": "cls",
+        "dataset": "imagenet",
+        "seed": seed,
+        "metric": "top1",
+        "higher_is_better": True,
+        "best": best,
+        "final": best,
+        "params": 5e6,
+        "macs": 6e8,
+        "seconds": 10,
+        "epochs": [{"epoch": 1, "top1": best}],
+        "identity": identity | {"genotype": name},
+        "args": {"arch": str(arch), "out": f"{seed}", "device": name},
+        **RUN,
+    }
+    write(root / f"train_{name}_{seed}" / "result.json", json.loads(json.dumps(result)))
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    for task, best in (("rot", 70), ("cls", 72)):
+        cell = f"unnas_imagenet_{task}"
+        write_search(tmp_path, task, cell)
+        for seed in (0, 1):
+            arch = tmp_path / f"search_{task}" / "genotype.json"
+            write_result(tmp_path, arch, cell, seed, best + seed, width=40 + seed)
+    write_result(tmp_path, "darts_v2", "darts_v2", 0, 60)
+    write_result(tmp_path, "archs.json:00001", "pdarts", 0, 50)
+    write_result(tmp_path, "archs.json:00002", "darts_v1", 0, 52)
+    write(tmp_path / "sweep" / "sweep.json", {})
+    write(tmp_path / "sweep" / "cls" / "00001_s1" / "failed.json", {})
+    write_result(
+        tmp_path / "sweep", "pdarts", "pdarts", 0, 99
+    )  # for correlate.py, not for the page
+    labels = {"x": ["cifar10", "rot"], "y": ["imagenet", "cls"]}
+    pair = {**labels, "n": 20, "rho": 0.5, "rho_interval": [-0.1, 0.8]}
+    spaces = {"darts": {"n": 20, "pairs": [pair]}}
+    write(tmp_path / "correlation" / "correlations.json", {"spaces": spaces})
+    return tmp_path
+
+
+def test_report(made_up, capsys):
+    report.main(report.parse_args([str(made_up)]))
+    text = (made_up / "report.md").read_text()
+    for line in (
+        "| without labels | 1 | 70.50 | - | 70.50 | 75.8 (1) |",
+        "| with labels | 1 | 72.50 | - | 72.50 | 76.3 (1) |",
+        "| published | 1 | 60.00 | - | 60.00 | 74.9 (1) |",
+        "| random | 2 | 51.00 ± 1.41 | [38.29, 63.71] | 52.00 | - |",  # t(0.975, 1) = 12.71
+        "| without labels | rot on imagenet, seed 0 | 70.50 ± 0.71 | 2 | 5.000 | 600.0 | 40 | 1:40 "
+        "| 0:10 | 75.8 ± 0.18 |",
+        "| rot on imagenet | 0 | 2/2 | 1.000 / 0.990 | 0 / 1 | 5 / 3 | 1:40 |",
+        "| darts | cifar10 rot | imagenet cls | 20 | 0.50 | [-0.10, 0.80] | 0.82 |",
+        "With 1-2 seeds a training varies by 0.71 (std over seeds) and cells of one group by 1.41: "
+        "differences between groups below 22.01 cannot be told apart.",  # 12.71 * 1.41 * sqrt(1.5)
+        "- 1 trainings failed",
+        "Settings: max_macs 600000000.0, lr 0.5\n",
+        "Settings: alpha_lr 0.003\n",
+    ):
+        assert line in text
+    assert "99.00" not in text and text.count("## Trained for") == 1
+    figures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert {"accuracy_1.png", "alphas.png", "cell_rot.png", "cell_cls.png"} == set(figures)
+    assert all((made_up / name).stat().st_size > 10_000 for name in figures)
+    assert not any(line.startswith("![") for line in capsys.readouterr().out.splitlines())
+    rows = json.loads((made_up / "report.json").read_text())
+    assert [row["mean"] for row in rows] == [72.5, 70.5, 60, 52, 50]
+    assert rows[1]["scores"] == [70, 71] and rows[1]["std"] == pytest.approx(0.5**0.5)
+
+
+def test_rows_have_the_fields_of_the_stored_ones(made_up):
+    stored = json.loads((ROOT / "results" / "cifar10_small" / "report.json").read_text())
+    report.main(report.parse_args([str(made_up)]))
+    assert json.loads((made_up / "report.json").read_text())[0].keys() == stored[0].keys()
+
+
+def test_report_of_a_part_of_a_study(tmp_path):
+    write_search(tmp_path / "a", "rot", "darts_v2", last=0.5, epochs=9)
+    report.main(report.parse_args([str(tmp_path / "a"), "--out", str(tmp_path / "new")]))
+    text = (tmp_path / "new" / "report.md").read_text()
+    assert "## Searches" in text and "## Trained" not in text and "## Rank" not in text
+    assert "| 2/9 | 1.000 / 0.500 |" in text
+    write_result(tmp_path / "b", "darts_v2", "darts_v2", 0, 60)
+    report.main(report.parse_args([str(tmp_path / "b")]))
+    text = (tmp_path / "b" / "report.md").read_text()
+    assert "nothing can be decided" in text and "## Searches" not in text
+
+
+@pytest.mark.parametrize(
+    "settings, tables",
+    [({"lr": 0.1}, 2), ({"width": 8}, 1), ({"width": 8, "max_macs": None}, 2), ({"split": "x"}, 1)],
+)
+def test_another_recipe_is_another_table(tmp_path, settings, tables):
+    write_result(tmp_path, "darts_v2", "darts_v2", 0, 60)
+    write_result(tmp_path, "pdarts", "pdarts", 0, 50, **settings)
+    report.main(report.parse_args([str(tmp_path)]))
+    assert (tmp_path / "report.md").read_text().count("## Trained for cls on imagenet") == tables
+
+
+def test_lower_is_better(tmp_path):
+    for arch, best in (("darts_v2", 3), ("pdarts", 2)):
+        write_result(tmp_path, arch, arch, 0, best)
+    for path in tmp_path.rglob("result.json"):
+        path.write_text(
+            path.read_text().replace('"higher_is_better": true', '"higher_is_better": false')
+        )
+    report.main(report.parse_args([str(tmp_path)]))
+    assert [row["mean"] for row in json.loads((tmp_path / "report.json").read_text())] == [2, 3]
+    assert (
+        "| published | 2 | 2.50 ± 0.71 | [-3.85, 8.85] | 2.00 |"
+        in (tmp_path / "report.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no search and no training below"),
+        ({"args": {}}, "result.json: .*'arch'"),
+        ({"args": {"arch": "darts_v2"}}, "result.json: .*'best'"),
+    ],
+)
+def test_report_of_nothing_of_use(tmp_path, capsys, content, message):
+    if content:
+        write(tmp_path / "x" / "result.json", content)
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(report.main, report.parse_args, [str(tmp_path)])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and str(tmp_path) in err and re.search(message, err)
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("search_x/genotype.json", {"meta": {"history": []}}, "genotype.json: .*IndexError"),
+        ("search_x/genotype.json", {"meta": {"history": [{}]}}, "genotype.json: .*'task'"),
+        ("c/correlations.json", {"spaces": {"darts": {}}}, "correlations.json: .*'pairs'"),
+    ],
+)
+def test_malformed(made_up, name, content, message):
+    write(made_up / name, content)
+    with pytest.raises(cli.InputError, match=message):
+        report.main(report.parse_args([str(made_up)]))
+
+
+def test_needs_no_torch(made_up):
+    (made_up / "torch.py").write_text("raise ImportError('no torch here')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "report.py", made_up],
+        env={**os.environ, "PYTHONPATH": str(made_up)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "## Searches" in done.stdout, done.stderr

@@ -478,41 +478,33 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypat
         monkeypatch.setattr(pretext.Rotation, "prepare", poisoned)
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    with pytest.raises(
-        cli.InputError, match=r"(loss|network) is not finite by epoch 1, step \d, task cls"
-    ):
-        run_train("--epochs", 1, "--lr", 1e20, "--grad_clip", 0, "--out", tmp_path / "a")
-    # of one step an epoch only the evaluation sees it
-    with pytest.raises(cli.InputError, match="loss is not finite by epoch 1, step 1, task cls"):
-        run_train(
-            "--epochs",
-            1,
-            "--lr",
-            1e20,
-            "--grad_clip",
-            0,
-            "--batch_size",
-            40,
-            "--out",
-            tmp_path / "b",
-        )
-    with pytest.raises(cli.InputError, match="network is not finite by epoch 1, step 1, task cls"):
-        run_search(
-            "--task",
-            "cls",
-            "--lr",
-            1e30,
-            "--epochs",
-            1,
-            "--grad_clip",
-            0,
-            "--batch_size",
-            20,
-            "--out",
-            tmp_path / "c",
-        )
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, name):
+    """The last step of an epoch spoils them, at a finite loss."""
+    step, steps = torch.optim.SGD.step, []
+
+    def diverge(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        steps.append(1)
+        if len(steps) == (2 if name == "search" else 4):
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(math.inf)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", diverge)
+    what = "network" if name == "search" else "loss"  # a training is evaluated before it is saved
+    with pytest.raises(cli.InputError, match=f"{what} is not finite by epoch 1, step"):
+        COMMANDS[name][0]("--task", "rot", "--epochs", 1, "--out", tmp_path / "run")
     assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_a_diverging_training_says_so(tmp_path):
+    for batch in (10, 40):  # of one step an epoch only the evaluation sees it
+        argv = ["--lr", 1e20, "--grad_clip", 0, "--batch_size", batch, "--out", tmp_path / "run"]
+        with pytest.raises(
+            cli.InputError, match=r"loss is not finite by epoch 1, step \d, task cls"
+        ):
+            run_train("--epochs", 1, *argv, "--resume")
+        assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_accumulated_parts_are_the_batch(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def main(args):
 
     figure, seen = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained"), set()
     axes = figure.subplots(len(chosen), 3, squeeze=False)
-    for row, batch in zip(axes, data.batches(test, task, 1, "cpu", chosen)):
+    for row, batch in zip(axes, data.batches(test, task.view, 1, "cpu", chosen)):
         with torch.inference_mode():
             x, _ = task.prepare(*batch, train=False)
             prediction = network(x).argmax(1)[0, :-1, :-1]  # (H, W), without the padding

@@ -109,7 +109,7 @@ def describe(arch, genotype, searches):
     for folder, search in searches.items():
         if folder.name == Path(arch).parent.name and search["genotype"] == genotype:
             task, dataset, seconds = (search["meta"][key] for key in ("task", "dataset", "seconds"))
-            group = "with labels" if pretext.TASKS[task].uses else "without labels"
+            group = "with labels" if pretext.TASKS[task].targets else "without labels"
             return group, title(search), seconds, PAPER.get(dataset, {}).get(task)
     if arch in genotypes.CELLS:
         _, dataset, task = arch.split("_") if arch.startswith("unnas") else ("", "cells", arch)

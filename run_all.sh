@@ -55,7 +55,7 @@ use() { # sets data, the options that name a data set, and labels, the task on i
     data=(--dataset "$1" --data "${!root:-${DATA:-data/$1}}") labels=cls
     case $1 in
     shapes) data=(--dataset shapes) ;;
-    cifar10) if [ "${DATASET:-}" = folder ]; then data[1]=folder; else data+=(--download); fi ;;
+    cifar10) if [ "${DATASET:-}" = folder ]; then data[1]=folder; fi ;;
     cityscapes) labels=seg ;;
     esac
 }

@@ -363,16 +363,9 @@ def main(args):
             "sample", example.dataset, args.tasks[0], args.space
         ).get("size")
         # what is wrong with it ends here
-        data.print_found(
-            *load(
-                example.dataset,
-                example.data,
-                size,
-                example.limit,
-                example.download,
-                example.workers,
-            )
-        )
+        sets = load(example.dataset, example.data, size, example.limit, example.workers)
+        for line in data.describe(*sets):
+            print(line)
     out.mkdir(parents=True, exist_ok=True)
     cli.write_json(path, [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()])
     print(f"{len(archs)} architectures: {path}")

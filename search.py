@@ -4,7 +4,7 @@ Half of the training images train the weights of the supernet, the other half it
 genotype.json after every epoch, which train.py trains, and at the end pictures of the cell and of how the alphas went.
 
     python search.py --task rot                                             # embedded data, two minutes on a CPU
-    python search.py --task col --dataset cifar10 --data data/ --download   # DARTS' settings on CIFAR-10
+    python search.py --task col --dataset cifar10 --data data/   # DARTS' settings on CIFAR-10
     python search.py --task jig --dataset folder --data my_photos/          # any images, no labels
     python search.py --task jig --dataset folder --data my_photos/ --resume
     torchrun --nproc_per_node=8 search.py --task rot --dataset imagenet --data imagenet/
@@ -121,18 +121,16 @@ def main(args):
     out = utils.open_run(args, f"search_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
-    train, test = data.load(
-        args.dataset, args.data, args.size, args.limit, args.download, args.workers
-    )
+    train, test = data.load(args.dataset, args.data, args.size, args.limit, args.workers)
     args.size = args.size or train.size
     args.stem = args.stem or ops.default_stem(args.size)
     task = pretext.make_task(
         args.task, train, args.size, args.stem, args.layers, device, search=True
     )
-    w_half, alpha_half = data.halves(len(train), args.seed)
+    w_half, alpha_half = data.split_in_half(len(train), args.seed)
     test_part = None
     if test is None:  # ImageNet-22K has no evaluation images
-        test, test_part = train, alpha_half[data.choose(len(alpha_half), data.HELD_OUT_22K)]
+        test, test_part = train, alpha_half[data.random_subset(len(alpha_half), data.HELD_OUT_22K)]
     split = data.split_hash(train, w_half, alpha_half)
     steps = len(w_half) // args.batch_size
     if not steps:
@@ -179,7 +177,8 @@ def main(args):
         f"{args.task} on {args.dataset}: {len(w_half)} images for the weights, {len(alpha_half)} for the alphas (split "
         f"{split}); supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters, {out}"
     )
-    data.print_found(train, test)
+    for line in data.describe(train, test):
+        print(line)
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):
@@ -210,10 +209,10 @@ def main(args):
             print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
         w_batches = data.batches(
-            train, task, args.batch_size, device, w_half, (args.seed, epoch, 0), steps_done
+            train, task.view, args.batch_size, device, w_half, (args.seed, epoch, 0), steps_done
         )
         alpha_batches = data.batches(
-            train, task, args.batch_size, device, alpha_half, (args.seed, epoch, 1), steps_done
+            train, task.view, args.batch_size, device, alpha_half, (args.seed, epoch, 1), steps_done
         )
         for step, (w_batch, alpha_batch) in enumerate(
             zip(w_batches, alpha_batches), start=steps_done + 1
@@ -289,7 +288,7 @@ def main(args):
 
     # --- the cell that was found
     genotype = model_search.derive(alphas)
-    test_batches = data.batches(test, task, args.batch_size, device, test_part)
+    test_batches = data.batches(test, task.view, args.batch_size, device, test_part)
     result = utils.evaluate(supernet, task, test_batches, autocast, alphas)
     write_genotype(
         genotype, args.epochs, evaluation=utils.finite(result, args.epochs, steps, args.task)

@@ -3,7 +3,7 @@
 Writes result.json at the end.
 
     python train.py --arch runs/search_shapes_rot_s0/genotype.json              # a found cell, embedded data, on a CPU
-    python train.py --arch darts_v2 --dataset cifar10 --data data/ --download   # DARTS' evaluation on CIFAR-10
+    python train.py --arch darts_v2 --dataset cifar10 --data data/   # DARTS' evaluation on CIFAR-10
     python train.py --arch archs.json:00004 --task jig --dataset folder --data my_photos/
     python train.py --arch darts_v2 --dataset cifar10 --data data/ --resume
     torchrun --nproc_per_node=8 train.py --arch unnas_imagenet_rot --dataset imagenet --data imagenet/
@@ -231,12 +231,13 @@ def main(args, load=data.load):
     out = utils.open_run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}")
 
     # --- data
-    train, test = load(args.dataset, args.data, args.size, args.limit, args.download, args.workers)
+    train, test = load(args.dataset, args.data, args.size, args.limit, args.workers)
     args.size = args.size or train.size
     args.stem = args.stem or ops.default_stem(args.size)
     if test is None:  # ImageNet-22K has no evaluation images
-        train, test = (train.subset(half) for half in data.halves(len(train), data.SPLIT_SEED))
-        test = test.subset(data.choose(len(test), data.HELD_OUT_22K))
+        halves = data.split_in_half(len(train), data.SPLIT_SEED)
+        train, test = (train.subset(half) for half in halves)
+        test = test.subset(data.random_subset(len(test), data.HELD_OUT_22K))
     task = pretext.make_task(args.task, train, args.size, args.stem, args.layers, device)
     split = data.split_hash(train, test)
     steps = len(train) // args.batch_size
@@ -301,7 +302,8 @@ def main(args, load=data.load):
         f"{arch}, {args.task} on {args.dataset}: {len(train)} images to train, {len(test)} to evaluate (split {split}); "
         f"{params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs; {out}"
     )
-    data.print_found(train, test)
+    for line in data.describe(train, test):
+        print(line)
     progress = utils.Progress(log, args, steps, epochs_done * steps + steps_done)
 
     def save(*how_far):
@@ -316,7 +318,7 @@ def main(args, load=data.load):
         meter = utils.Meter(task, *meters[0] if meters else ())
         part = args.batch_size // args.accumulate
         stream = data.batches(
-            train, task, part, device, None, (args.seed, epoch), steps_done * args.accumulate
+            train, task.view, part, device, None, (args.seed, epoch), steps_done * args.accumulate
         )
         for step, batch in enumerate(zip(*[stream] * args.accumulate), start=steps_done + 1):
             optimizer.zero_grad()
@@ -346,12 +348,12 @@ def main(args, load=data.load):
 
         if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
-            some = data.choose(len(train), max(args.precise_bn, part))
-            some = data.batches(train, task, part, device, some, (args.seed, epoch))
+            some = data.random_subset(len(train), max(args.precise_bn, part))
+            some = data.batches(train, task.view, part, device, some, (args.seed, epoch))
             with autocast:
                 update_bn((task.prepare(*batch, train=True)[0] for batch in some), network)
         result = utils.evaluate(
-            network, task, data.batches(test, task, args.batch_size, device), autocast
+            network, task, data.batches(test, task.view, args.batch_size, device), autocast
         )
         result = utils.finite(result, epoch, steps, args.task)
         seconds += time.time() - start

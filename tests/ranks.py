@@ -40,7 +40,7 @@ def evaluations():
         task = pretext.make_task(name, test, 32, "cifar", 2, "cpu")
         torch.manual_seed(0)
         network = model_eval.Network(load_arch("darts_v2"), 4, 2, "cifar", task)
-        batches = data.batches(test, task, 12, "cpu")
+        batches = data.batches(test, task.view, 12, "cpu")
         found[name] = utils.evaluate(
             network, task, batches, utils.precision(torch.device("cpu"), None)[0]
         )

@@ -40,9 +40,8 @@ HELD_OUT_22K = 50_000  # images of the held-out half of ImageNet-22K to evaluate
 HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_BYTES = 16 * 2**30  # of pixels in memory
 # The --size of a folder, if none is given: the largest that its photos fill and that takes a
-# quarter of MAX_BYTES at most. A step of a search at 160, whose ImageNet stem divides by 8 first,
-# takes 0.3 of the time of one at 32, one at 64 five times as long (on a CPU). Below 144 a jigsaw's
-# tiles have fewer pixels than the network divides them by; above, memory grows.
+# quarter of MAX_BYTES at most. At 160 the ImageNet stem divides by 8 first, and a step of a search
+# takes 0.3 of the time of one at 32 (on a CPU); below 144 a jigsaw's tiles would be too small.
 SIZES = 32, 160
 
 
@@ -86,9 +85,8 @@ class ImageSet(DataSet):
 
 
 def load(name: str, path=None, size: int | None = None, limit: int | None = None, workers=0):
-    """(training set, evaluation set or None) of a data set; `limit` keeps a seeded choice of at
-    most that many images of each. In memory without a size: that of the data set. `workers`
-    processes decode what is on disk; None: as many as CPU cores for each rank, at most 8."""
+    """(training set, evaluation set or None), of each at most `limit` images, chosen with a fixed
+    seed. `workers` processes decode what is on disk; None: one a CPU core and rank, at most 8."""
     train, test = read(name, path, size, limit)
     check(path, train, test)
     if workers is None:
@@ -122,8 +120,8 @@ def check(path, train, test):
         raise InputError(f"{bad}, first {next(iter(test.unreadable))}: mend or remove them")
     bad, total = len(train.unreadable), len(train.unreadable) + train.formats.total()
     if bad > image_files.MAX_UNREADABLE * total:
-        first = next(iter(train.unreadable))
-        raise InputError(f"{bad} of {total} images below {path} are unreadable, first {first}")
+        bad = f"{bad} of {total} images below {path} are unreadable"
+        raise InputError(f"{bad}, first {next(iter(train.unreadable))}")
     if len(train) < 2 or test is not None and not len(test):
         counts = f"{len(train)} images to train and {len(test or [])} to evaluate"
         raise InputError(f"{path}: {counts} are not enough")
@@ -147,8 +145,7 @@ def split_in_half(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def split_hash(*parts):
-    """12 hex digits that stand for which images are used for what; a part is a data set, an index
-    tensor or None."""
+    """12 hex digits for which images do what; a part is a data set, an index tensor or None."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
@@ -161,12 +158,11 @@ def split_hash(*parts):
 
 
 def batches(dataset, view: View, batch_size: int, device, index=None, seed=None, skip=0):
-    """Yields images uint8 (B, 3, H, W), the view's targets, labels (B,), masks (B, H, W) or None,
-    and their indices (B,) in the data set; `index` (a tensor) restricts it to a part. With a seed
-    (integers): in random order, without a last smaller batch, the first `skip` left out. Without:
-    for evaluation, each image once. Under torchrun `batch_size` counts the images of all ranks, of
-    which each rank gets its share. Images on disk are cropped as the view says, at random with a
-    seed; with masks they are evaluated whole, in batches of one, as their sizes may differ."""
+    """Yields images uint8 (B, 3, H, W), the view's labels (B,), masks (B, H, W) or None, and the
+    indices (B,) of the images; `index` is a tensor of those to use. With a seed (integers): in
+    random order, without a last smaller batch, the first `skip` left out, and with random crops of
+    images on disk. Without: for evaluation, each image once, scenes with masks whole and one by
+    one. `batch_size` counts the images of all ranks, of which each gets its share."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     index = torch.arange(len(dataset)) if index is None else index
     if seed is None:
@@ -232,21 +228,14 @@ def read_folder(root, size, limit):
     paths = [f for f in found if train_root in f.parents and not {*val_roots} & {*f.parents}]
     if not paths:
         raise InputError(f"{train_root}: no images ({', '.join(sorted(image_files.EXTENSIONS))})")
-    if test_root and not test_paths:
-        hint = "without the folder a part of the others is held out for evaluation"
-        raise InputError(f"{test_root}: no images; {hint}")
     left_out["outside the folders that are used"] = len(found) - len(paths) - len(test_paths)
 
-    classes = why = None
-    if train_root != root:
-        stray = [f for f in paths + test_paths if f.parent in (train_root, test_root)]
-        if stray:
-            why = f"{stray[0]} is not in the folder of a class"
-        else:
-            classes = sorted({f.relative_to(train_root).parts[0] for f in paths})
-            new = {f.relative_to(test_root).parts[0] for f in test_paths}
-            image_files.check_classes(test_root, new, classes)
-    notes = []
+    classes, notes = [], []
+    stray = [f for f in paths + test_paths if f.parent in (train_root, test_root)]
+    if train_root != root and not stray:
+        classes = sorted({f.relative_to(train_root).parts[0] for f in paths})
+        test_classes = {f.relative_to(test_root).parts[0] for f in test_paths}
+        image_files.check_classes(test_root, test_classes, classes)
     if not size:
         size, *notes = fitting_size(paths)
     if not test_root:
@@ -263,10 +252,10 @@ def read_folder(root, size, limit):
         if classes:
             labels = [classes.index(name.partition("/")[0]) for name in dataset.names]
             dataset.classes, dataset.labels = classes, torch.tensor(labels, dtype=torch.int64)
+        elif train_root != root:
+            dataset.why_no_labels = f"{stray[0]} is not in the folder of a class"
         sets.append(dataset)
     train, test = sets
-    if why:
-        train.why_no_labels = why
     endings = Counter(Path(name).suffix.lower() for name in train.names + test.names)
     counts = f"{len(train)} images to train, {len(test)} to evaluate, {listed(endings)}"
     train.notes = [f"{root}: {counts}", f"left out: {listed(left_out)}", *notes]
@@ -354,12 +343,11 @@ DATASETS = {
 
 def add_arguments(group):
     """The options that name a data set."""
+    limit, size = "use a seeded choice of N images of each part", "side of images or crops"
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
     add("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
-    limit = "use a seeded choice of N images of each part"
     add("--limit", type=at_least(2, int), metavar="N", help=limit)
-    size = "side of images or crops (default: by data)"
     add("--size", type=at_least(1, int), metavar="PIXELS", help=size)
 
 
@@ -382,9 +370,8 @@ def examine(train, test):
         yield f"{title}: {len(dataset)} images"
         if dataset.labels is not None:
             counts = dataset.labels.bincount(minlength=len(dataset.classes)).tolist()
-            yield f"  {min(counts)} to {max(counts)} in each of {len(counts)} classes"
-            if len(counts) <= 50:
-                yield from (f"  {name}: {n}" for name, n in zip(dataset.classes, counts))
+            yield f"  {min(counts)} to {max(counts)} in each of {len(counts)} classes, the first:"
+            yield from (f"  {name}: {n}" for name, n in zip(dataset.classes[:50], counts))
         for line in dataset.examine(random_subset(len(dataset), 1000)):
             yield f"  {line}"
         yield from (f"  unreadable: {path} ({why})" for path, why in dataset.unreadable.items())

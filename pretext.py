@@ -136,8 +136,7 @@ class ASPPHead(nn.Module):
 
 
 class Task:
-    """What the tasks have in common: cross-entropy and the share of correct predictions. A task is
-    for a data set, images of that size and a network of that stem, in a search a supernet."""
+    """What the tasks have in common: cross-entropy and the share of correct predictions."""
 
     num_classes: int
     in_channels, inputs_per_target = 3, 1  # of the network

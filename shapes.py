@@ -1,8 +1,7 @@
 """The embedded data set: objects of ten classes in simple scenes, drawn in seconds.
 
 An object on the ground, under the sky or before a wall, lit from above, in more or less fog.
-Orientation shows in sky, ground and shading, colour in what each thing usually looks like, layout
-in where things stand.
+Orientation shows in sky, ground and shading, colour in what each thing is, layout in where it is.
 """
 
 from functools import lru_cache
@@ -29,8 +28,8 @@ def object_parts(name, u, v):
     # fmt: off
     red, orange, yellow = (0.8, 0.2, 0.15), (0.95, 0.55, 0.1), (0.95, 0.85, 0.2)
     green, blue, brown = (0.15, 0.5, 0.15), (0.2, 0.3, 0.75), (0.45, 0.3, 0.15)
-    pink, white = (0.9, 0.45, 0.6), (0.9, 0.88, 0.8)
-    gray, black = (0.55, 0.55, 0.6), (0.1, 0.1, 0.1)
+    pink, white, gray = (0.9, 0.45, 0.6), (0.9, 0.88, 0.8), (0.55, 0.55, 0.6)
+    black = (0.1, 0.1, 0.1)
     turns = np.arange(5) * 2 * np.pi / 5
     petals = [(disk(0.38 * np.cos(t), 1.35 + 0.38 * np.sin(t), 0.28), pink) for t in turns]
     return {

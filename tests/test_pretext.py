@@ -226,7 +226,7 @@ def test_cutout():
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("stem, size", [("cifar", 32), ("imagenet", 96)])
+@pytest.mark.parametrize("stem, size", [("cifar", 32), ("imagenet", 160)])
 def test_input_shape_is_that_of_the_inputs(name, stem, size):
     images = random_set(2, size)
     task = make_task(name, images, stem)

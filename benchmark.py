@@ -31,8 +31,8 @@ from PIL import Image
 
 import cli
 import data
-import image_files
 import genotypes
+import image_files
 import model_eval
 import model_search
 import pretext

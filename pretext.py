@@ -1,10 +1,18 @@
-"""The tasks: classification (cls), segmentation (seg) and, without labels, rotation (rot), colorization (col) and jigsaw
-puzzles (jig).
+"""The tasks: classification (cls), segmentation (seg) and, without labels, rotation (rot),
+colorization (col) and jigsaw puzzles (jig). Sec. 3.2 of the paper; where its text is silent we
+follow the official code, but evaluation draws nothing at random, so that it repeats exactly.
 
-A task owns all that depends on it: the network's input, the number of classes, head, loss and metric. `prepare` turns a
-batch of uint8 images into network inputs and targets, on the batch's device and for the whole batch at once. Its tensors
-lie in memory as (B, C, H, W): loops over three channels innermost are slow on a CPU. Sec. 3.2 of the paper; where its text
-is silent we follow the official code, but evaluation draws nothing at random, so that it gives the same number every time.
+A task owns all that depends on it: the network's input, classes, head, loss and metric. `prepare`
+turns a batch of uint8 images into network inputs and targets, on the batch's device and for the
+whole batch at once. Its tensors lie in memory as (B, C, H, W): loops over three channels innermost
+are slow on a CPU. In training it augments, after what workers did to images on disk:
+
+              in memory (CIFAR-10)       ImageNet                    Cityscapes
+              device                     worker | device             worker | device
+    cls, rot  padded crop, flip          random area | flip, jitter  window, 0.5x to 2x | flip
+    col       flip                       random area | flip          window, 0.5x to 2x | flip
+    jig       tile offsets, flip, grey   window | the same, jitter   window, 0.5x to 2x | the same
+    seg       flip                                                   window, 0.5x to 2x | flip
 """
 
 import itertools
@@ -16,14 +24,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from cli import InputError
+from image_files import View
 from ops import conv, total_stride
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Augmentation, (B, C, H, W)
 
 
 def take(x, rows, cols):
-    """The pixels of x (B, C, H, W) at rows (B, ..., h) and cols (B, ..., w) -> (B, C, ..., h, w)."""
+    """x (B, C, H, W) at rows (B, ..., h) and columns (B, ..., w) -> (B, C, ..., h, w)"""
     pixels = (rows * x.shape[3]).unsqueeze(-1) + cols.unsqueeze(-2)  # (B, ..., h, w)
     chosen = x.flatten(2).gather(2, pixels.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1))
     return chosen.unflatten(2, pixels.shape[1:])
@@ -46,27 +55,21 @@ def random_crop_flip(x, padding):
     return take(F.pad(x, (padding,) * 4), rows, cols)
 
 
-# The principal components of ImageNet's colours and their standard deviations, RGB in 0 .. 1; Krizhevsky et al. 2012
+# The principal components of ImageNet's colours (the columns; RGB in 0 .. 1) and their standard
+# deviations; Krizhevsky et al. 2012
+COLOR_AXES = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 COLOR_STD = [0.2175, 0.0188, 0.0045]
-COLOR_COMPONENTS = [
-    [-0.5675, 0.7192, 0.4009],
-    [-0.5808, -0.0045, -0.8140],
-    [-0.5836, -0.6948, 0.4203],
-]  # one a column
 
 
 def color_jitter(x, strength):
     """Moves the colour of each image along the principal components; x is in 0 .. 1."""
-    amounts = (
-        strength
-        * torch.randn(len(x), 3, device=x.device)
-        * torch.tensor(COLOR_STD, device=x.device)
-    )
-    return x + (amounts @ torch.tensor(COLOR_COMPONENTS, device=x.device).T)[:, :, None, None]
+    axes, std = (torch.tensor(table, device=x.device) for table in (COLOR_AXES, COLOR_STD))
+    amounts = strength * torch.randn(len(x), 3, device=x.device) * std
+    return x + (amounts @ axes.T)[:, :, None, None]
 
 
 def cutout(x, length):
-    """Zeroes a square of side `length` around a random pixel of each input; x is (B, C, H, W). DeVries & Taylor 2017."""
+    """Zeroes a square around a random pixel of each of x (B, C, H, W). DeVries & Taylor 2017."""
     B, _, H, W = x.shape
 
     def inside(size):
@@ -77,12 +80,12 @@ def cutout(x, length):
     return x.masked_fill((inside(H)[:, :, None] & inside(W)[:, None, :])[:, None], 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Heads: called with the features (B, C, h, w) and the (H, W) of the network's input
 
 
 class PooledHead(nn.Module):
-    """Global average pool and a linear layer; with several views (tiles) an image, their pooled features side by side."""
+    """Global average pool and a linear layer, which gets the features of all views (tiles)."""
 
     def __init__(self, C, num_classes, views=1):
         super().__init__()
@@ -101,22 +104,20 @@ class PixelHead(nn.Module):
         self.classifier = nn.Conv2d(C, num_classes, 1)
 
     def forward(self, x, size):
-        return F.interpolate(
-            self.classifier(x), size=size, mode="bilinear", align_corners=True
-        )  # (B, classes, H, W)
+        x = self.classifier(x)  # (B, classes, h, w)
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, .., H, W)
 
 
 class ASPPHead(nn.Module):
-    """Atrous spatial pyramid pooling: side by side a 1x1 convolution, a dilated 3x3 convolution for each rate and the global
-    average; then a classifier at each position and bilinear upsampling. Chen et al. 2017."""
+    """Atrous spatial pyramid pooling, Chen et al. 2017: side by side a 1x1 convolution, a dilated
+    3x3 convolution for each rate and the global average; then a PixelHead's classifier."""
 
     def __init__(self, C, num_classes, channels, rates):
         super().__init__()
 
         def branch(C_in, kernel=1, rate=1):
-            return nn.Sequential(
-                conv(C_in, channels, kernel, dilation=rate), nn.BatchNorm2d(channels), nn.ReLU()
-            )
+            layer = conv(C_in, channels, kernel, dilation=rate)
+            return nn.Sequential(layer, nn.BatchNorm2d(channels), nn.ReLU())
 
         self.branches = nn.ModuleList([branch(C), *(branch(C, 3, rate) for rate in rates)])
         self.pooled = branch(C)
@@ -124,74 +125,69 @@ class ASPPHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, x, size):  # (B, C, h, w)
-        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(
-            -1, -1, *x.shape[2:]
-        )  # (B, channels, h, w)
-        x = torch.cat([*(branch(x) for branch in self.branches), pooled], 1)
-        x = self.classifier(self.merge(x))
-        return F.interpolate(
-            x, size=size, mode="bilinear", align_corners=True
-        )  # (B, classes, H, W)
+        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
+        x = torch.cat([*(branch(x) for branch in self.branches), pooled], 1)  # (B, .., h, w)
+        x = self.classifier(self.merge(x))  # (B, classes, h, w)
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, .., H, W)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tasks
 
 
 class Task:
-    """What the tasks have in common: cross-entropy and the share of correct predictions.
-
-    `data` gives the classes and the colour statistics, `size` is the side of the images, `grid` the number of tiles per side
-    of a jigsaw, `search` whether the head is for a supernet. Of the attributes, `in_channels`, `input_size` and
-    `inputs_per_target` describe what the network sees, `reductions` how many of its cells halve the resolution.
-    """
+    """What the tasks have in common: cross-entropy and the share of correct predictions."""
 
     num_classes: int
+    in_channels, inputs_per_target = 3, 1  # of the network
+    classifies_inputs = True  # one target for each input, as an auxiliary classifier needs it
+    reductions = 2  # cells of the network that halve the resolution
+    targets, crop = None, "area"  # what it reads of a data set, as in image_files.View
+    metric, higher_is_better = "top1", True  # what counts of `metrics`: percent of correct targets
 
-    in_channels, inputs_per_target, reductions = 3, 1, 2
-    classifies_inputs = (
-        True  # one target for each input of the network, as an auxiliary classifier needs it
-    )
-    uses: str | None = None  # "labels" or "masks", what it reads of a data set besides images
-    crop = "area"  # how images on disk are cut: windows of random area, or random windows of the image (see files.py)
-    metric, higher_is_better = (
-        "top1",
-        True,
-    )  # the entry of `metrics` that counts: percent of correct targets
-
-    def __init__(self, data, size, grid, search, device):
+    def __init__(self, dataset, size, stem, search, device):
         self.size = self.input_size = size
-        self.padded_crops, self.jitter = data.padded_crops, data.jitter
-        self.mean = torch.tensor(data.mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(data.std, device=device).view(3, 1, 1)
+        self.view = View(self.targets, self.crop, size)
+        self.padded_crops, self.jitter = dataset.padded_crops, dataset.jitter
+        self.mean = torch.tensor(dataset.mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(dataset.std, device=device).view(3, 1, 1)
+
+    @property
+    def input_shape(self):
+        # (tiles, C, h, w) of a target
+        return self.inputs_per_target, self.in_channels, self.input_size, self.input_size
+
+    @property
+    def network_args(self):
+        """What networks take of a task."""
+        return {"head": self.head, "in_channels": self.in_channels, "reductions": self.reductions}
 
     def normalize(self, images, train):
-        """uint8 (B, 3, H, W) -> float, with the data set's mean and standard deviation taken out."""
+        """uint8 (B, 3, H, W) -> float, without the data set's mean and standard deviation."""
         x = images.contiguous().to(torch.get_default_dtype()).div_(255)
         if train and self.jitter:
             x = color_jitter(x, self.jitter)
         return x.sub_(self.mean).div_(self.std)
 
-    def augmented(self, images, train):
-        """Normalised; in training flipped, and small images cropped with 1/8 of the size as padding (4 pixels at 32)."""
+    def augment(self, images, train):
+        """Normalises; in training flips, and crops small images padded by 1/8 (4 pixels at 32)."""
         if train and self.padded_crops:  # zeros are the mean colour: pad after normalising
             return random_crop_flip(self.normalize(images, train), self.size // 8)
         return self.normalize(random_flip(images.contiguous()) if train else images, train)
 
     def prepare(self, images, labels, index, train):
-        """images uint8 (B, 3, H, W), labels (B,) or masks (B, H, W) or None, index (B,) in the data set -> inputs
-        (B', C, h, w), targets. `train` turns random augmentation on; without it the result depends on nothing but the
-        arguments."""
+        """images uint8 (B, 3, H, W), labels (B,) or masks (B, H, W) or None, index (B,) in the data
+        set -> inputs (B', C, h, w), targets. Random only if `train`."""
         raise NotImplementedError
 
     def head(self, C) -> nn.Module:
-        return PooledHead(C, self.num_classes)
+        return PooledHead(C, self.num_classes, self.inputs_per_target)
 
     def loss(self, logits, targets, label_smoothing=0.0):
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     def score(self, logits, targets):
-        """Sums over a batch that `metrics` makes its result of; the last is the number of targets."""
+        """Sums over a batch that `metrics` is made of; the last is the number of targets."""
         correct = (logits.argmax(1) == targets).sum()
         return torch.stack([correct, torch.full_like(correct, targets.numel())])
 
@@ -201,86 +197,74 @@ class Task:
 
 
 class Classification(Task):
-    uses = "labels"
+    targets = "labels"
 
-    def __init__(self, data, size, grid, search, device):
-        super().__init__(data, size, grid, search, device)
-        self.num_classes = len(data.classes)
+    def __init__(self, dataset, *setting):
+        super().__init__(dataset, *setting)
+        self.num_classes = len(dataset.classes)
 
     def prepare(self, images, labels, index, train):
-        return self.augmented(images, train), labels  # (B, 3, H, W), (B,)
+        return self.augment(images, train), labels  # (B, 3, H, W), (B,)
 
 
 class Rotation(Task):
-    """Which of four rotations an image has; all four of each image are in the batch. Gidaris et al. 2018."""
+    """Which of four rotations an image has; each image is in all four. Gidaris et al. 2018."""
 
     num_classes = 4
 
     def prepare(self, images, labels, index, train):
-        x = self.augmented(images, train)
-        t = x.transpose(
-            2, 3
-        ).contiguous()  # one copy for both quarter turns, faster than torch.rot90 twice
-        x = torch.stack(
-            [x, t.flip(2), x.flip(2, 3), t.flip(3)], 1
-        )  # (B, 4, 3, H, W), counter-clockwise
-        targets = torch.arange(4, device=x.device).repeat(len(x))  # (B*4,)
-        return x.flatten(0, 1), targets  # (B*4, 3, H, W)
+        x = self.augment(images, train)
+        t = x.transpose(2, 3).contiguous()  # one copy for two, faster than torch.rot90 twice
+        x = torch.stack([x, t.flip(2), x.flip(2, 3), t.flip(3)], 1)  # counter-clockwise
+        targets = torch.arange(4, device=x.device).repeat(len(x))
+        return x.flatten(0, 1), targets  # (B*4, 3, H, W), (B*4,)
 
 
 class Colorization(Task):
-    """Which of 313 colours each pixel has, from its lightness. Zhang et al. 2016, without re-balancing of classes."""
+    """Which of 313 colours each pixel has, by its lightness. Zhang et al. 2016, not re-balanced."""
 
-    in_channels = 1
-    num_classes = 313
-    classifies_inputs = False
+    in_channels, num_classes, classifies_inputs = 1, 313, False
 
-    def __init__(self, data, size, grid, search, device):
-        super().__init__(data, size, grid, search, device)
+    def __init__(self, dataset, size, stem, search, device):
+        super().__init__(dataset, size, stem, search, device)
         lightness, bins = color_tables()
-        self.bins = bins.to(device)
         # The official code normalises L / 100 by the mean over the channels of the RGB statistics.
-        self.lightness = ((lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()).to(
-            device
-        )
+        lightness = (lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()
+        self.lightness, self.bins = lightness.to(device), bins.to(device)
 
     def prepare(self, images, labels, index, train):
         images = images.contiguous()
-        red, green, blue = (random_flip(images) if train else images).int().unbind(1)
+        red, green, blue = (random_flip(images) if train else images).int().unbind(1)  # (B, H, W)
         color = ((red << 16) | (green << 8) | blue).flatten()  # (B*H*W,)
         # On a CPU index_select is several times faster than indexing.
-        lightness, bins = (
-            self.lightness.index_select(0, color),
-            self.bins.index_select(0, color).long(),
-        )
-        return lightness.view_as(red).unsqueeze(1), bins.view_as(red)  # (B, 1, H, W), (B, H, W)
+        lightness = self.lightness.index_select(0, color).view_as(red)
+        bins = self.bins.index_select(0, color).long().view_as(red)
+        return lightness.unsqueeze(1), bins  # (B, 1, H, W), (B, H, W)
 
     def head(self, C):
         return PixelHead(C, self.num_classes)
 
     def loss(self, logits, targets, label_smoothing=0.0):
-        # (B*H*W, 313), a view in channels_last; the cross-entropy of (B, 313, H, W) is not deterministic on a GPU
-        return super().loss(
-            logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten(), label_smoothing
-        )
+        # The cross-entropy of (B, 313, H, W) is not deterministic on a GPU.
+        logits = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, 313), a view in channels_last
+        return super().loss(logits, targets.flatten(), label_smoothing)
 
 
 class Jigsaw(Task):
-    """Which permutation a grid of tiles was shuffled by: tile k stands in slot perm[k]. Noroozi & Favaro 2016."""
+    """Which permutation a grid of tiles was shuffled by, 2x2 on CIFAR-10 and 3x3 elsewhere: tile k
+    stands in slot perm[k]. Noroozi & Favaro 2016."""
 
-    classifies_inputs = False
-    crop = "window"
+    classifies_inputs, crop = False, "window"
     gray_probability = 0.3
     min_std = 1e-3  # a tile of one colour stays finite
 
-    def __init__(self, data, size, grid, search, device):
-        super().__init__(data, size, grid, search, device)
-        self.grid, self.inputs_per_target = grid, grid * grid
-        self.patch = size // grid
-        self.input_size = int(
-            0.76 * self.patch
-        )  # a gap, so that edges do not give the solution away
-        perms = torch.from_numpy(permutations(grid)).to(device)  # (P, T)
+    def __init__(self, dataset, size, stem, search, device):
+        super().__init__(dataset, size, stem, search, device)
+        self.grid = 2 if stem == "cifar" else 3
+        self.inputs_per_target = self.grid**2
+        self.patch = size // self.grid
+        self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give it away
+        perms = torch.from_numpy(permutations(self.grid)).to(device)  # (P, T)
         self.num_classes = len(perms)
         self.tile_in_slot = perms.argsort(1)
 
@@ -303,7 +287,7 @@ class Jigsaw(Task):
             gray = torch.rand(B, 1, 1, 1, device=device) < self.gray_probability
             x = torch.where(gray, self.to_gray(x), x)
         x = x.unflatten(2, (-1, self.input_size)).transpose(1, 2).contiguous()  # (B, T, 3, t, t)
-        # One mean and one deviation a tile, over all pixels and channels, as in the official code.
+        # One mean and deviation a tile, over all pixels and channels, as in the official code
         x -= x.mean((2, 3, 4), keepdim=True)
         x /= x.square().mean((2, 3, 4), keepdim=True).sqrt().clamp(min=self.min_std)
         return x.flatten(0, 1), targets  # (B*T, 3, t, t), (B,)
@@ -313,28 +297,23 @@ class Jigsaw(Task):
         gray = ((x * self.std + self.mean) * luma).sum(1, keepdim=True)  # (B, 1, H, W)
         return (gray - self.mean) / self.std
 
-    def head(self, C):
-        return PooledHead(C, self.num_classes, self.inputs_per_target)
-
 
 class Segmentation(Task):
-    """Which class each pixel belongs to. The logits are per pixel; masks are 255 where a pixel counts for nothing."""
+    """Which class each pixel belongs to; masks are 255 where a pixel does not count."""
 
-    uses = "masks"
-    classifies_inputs = False
-    reductions = 1
-    metric = "miou"
+    targets, metric = "masks", "miou"
+    classifies_inputs, reductions = False, 1
 
-    def __init__(self, data, size, grid, search, device):
-        super().__init__(data, size, grid, search, device)
-        self.num_classes = len(data.mask_classes)
+    def __init__(self, dataset, size, stem, search, device):
+        super().__init__(dataset, size, stem, search, device)
+        self.num_classes = len(dataset.mask_classes)
         self.channels, self.rates = (64, [6]) if search else (256, [6, 12, 18])
 
     def prepare(self, images, masks, index, train):
         x, y = self.normalize(images, train), masks.long()
         if train:
             x, y = random_flip(x, y)
-        else:  # as the paper tests, at 1025 x 2049, so that positions at stride 8 start and end at the image's edges
+        else:  # to 1025 x 2049, as the paper: positions at stride 8 start and end at the edges
             x, y = F.pad(x, (0, 1, 0, 1)), F.pad(y, (0, 1, 0, 1), value=255)
         return x, y  # (B, 3, H, W), (B, H, W)
 
@@ -342,21 +321,20 @@ class Segmentation(Task):
         return ASPPHead(C, self.num_classes, self.channels, self.rates)
 
     def loss(self, logits, targets, label_smoothing=0.0):
-        # (B*H*W, classes), as for colours; the mean over the pixels that count is 0 where there are none, not NaN
-        logits, targets = logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()
+        logits, targets = logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()  # (B*H*W, ..)
         total = F.cross_entropy(
             logits, targets, ignore_index=255, label_smoothing=label_smoothing, reduction="sum"
         )
-        return total / (targets != 255).sum().clamp(min=1)
+        return total / (targets != 255).sum().clamp(min=1)  # 0 where no pixel counts, not NaN
 
     def score(self, logits, targets):
-        """The confusion matrix (true, predicted) as integers, flat, and the number of pixels that count."""
+        """The confusion matrix (true, predicted), flat, and the number of pixels that count."""
         n, valid = self.num_classes, targets != 255
         pairs = torch.where(valid, targets * n + logits.argmax(1), n * n).flatten()
         return torch.cat([torch.bincount(pairs, minlength=n * n + 1)[:-1], valid.sum()[None]])
 
     def metrics(self, scores):
-        """miou: mean over the classes that occur as truth or prediction of intersection over union, in percent."""
+        """Intersection over union in percent: of each class (None if it never occurs), mean."""
         confusion = scores[:-1].view(self.num_classes, -1)
         hits = confusion.diag()
         union = confusion.sum(0) + confusion.sum(1) - hits
@@ -365,52 +343,39 @@ class Segmentation(Task):
         return {"miou": sum(present) / max(1, len(present)), "iou": iou}
 
 
-TASKS = {
-    "cls": Classification,
-    "rot": Rotation,
-    "col": Colorization,
-    "jig": Jigsaw,
-    "seg": Segmentation,
-}
+TASKS = dict(cls=Classification, rot=Rotation, col=Colorization, jig=Jigsaw, seg=Segmentation)
 
 
-def make_task(name, data, size, stem, layers, device, search=False) -> Task:
-    """The task for a data set and a network of that stem and depth, or InputError where they do not fit."""
-    if TASKS[name].uses == "labels" and data.labels is None:
-        raise InputError(f"task {name} needs labels: {data.why_no_labels}")
-    if TASKS[name].uses == "masks" and data.masks is None:
-        raise InputError(f"task {name} needs masks: {data.why_no_masks}")
-    task = TASKS[name](
-        data, size, 2 if stem == "cifar" else 3, search, device
-    )  # jigsaw: 2x2 on CIFAR-10, 3x3 elsewhere
+def make_task(name, dataset, size, stem, layers, device, search=False) -> Task:
+    """The task for a data set and a network of that stem and depth, if they fit each other."""
+    targets = TASKS[name].targets
+    if targets and getattr(dataset, targets) is None:
+        raise InputError(f"task {name} needs {targets}: {getattr(dataset, f'why_no_{targets}')}")
+    task = TASKS[name](dataset, size, stem, search, device)
     stride = total_stride(stem, layers, task.reductions)
     if task.input_size < stride:
-        raise InputError(
-            f"--size {size}: task {name} shows the network {task.input_size} pixels, which the {stem} stem and "
-            f"{layers} cells divide by {stride}, to less than one"
-        )
+        shown = f"task {name} shows the network {task.input_size} pixels"
+        divided = f"which the {stem} stem and {layers} cells divide by {stride}"
+        raise InputError(f"--size {size}: {shown}, {divided}, to less than one")
     return task
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Jigsaw: permutations
+# --------------------------------------------------------------------------------------------------
+# What jigsaw and colorization look up
 
 
 @lru_cache
 def permutations(grid) -> np.ndarray:
-    """(P, grid * grid) int64: all 24 permutations of a 2x2 grid in lexicographic order, 1000 of a 3x3 grid that are far
-    from each other: of 20,000 random ones, each time one whose distance (number of positions that differ) to the nearest
-    of those already taken is largest, and among these one with the largest mean distance."""
+    """(P, grid * grid) int64: all 24 permutations of a 2x2 grid in lexicographic order, 1000 of a
+    3x3 grid that are far from each other: of 20,000 random ones, each time one whose distance
+    (number of positions that differ) to the nearest of those already taken is largest, and among
+    these one with the largest mean distance."""
     tiles = grid * grid
     if grid == 2:
         return np.array(list(itertools.permutations(range(tiles))))
-    rng = np.random.RandomState(
-        0
-    )  # its stream is frozen, so all versions of numpy make the same task
+    rng = np.random.RandomState(0)  # its stream is frozen: the same task in all versions of numpy
     candidates = np.argsort(rng.rand(20_000, tiles), axis=1).astype(np.int8)
-    nearest = np.full(len(candidates), tiles)
-    total = np.zeros(len(candidates))
-    chosen = [0]
+    nearest, total, chosen = np.full(len(candidates), tiles), np.zeros(len(candidates)), [0]
     while len(chosen) < 1000:
         distance = (candidates != candidates[chosen[-1]]).sum(1)
         nearest = np.minimum(nearest, distance)
@@ -419,38 +384,12 @@ def permutations(grid) -> np.ndarray:
     return candidates[chosen].astype(np.int64)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Colorization: 8-bit RGB -> lightness and colour bin
-
-# The bins of Zhang et al.: for a = -90, -80, ..., 100, b runs in steps of 10 from the first to the second row's value.
-B_LOW = [
-    50,
-    20,
-    0,
-    -20,
-    -30,
-    -40,
-    -50,
-    -50,
-    -60,
-    -70,
-    -80,
-    -80,
-    -90,
-    -100,
-    -100,
-    -110,
-    -110,
-    -110,
-    -110,
-    -90,
-]
-B_HIGH = [90, 90, 90, 90, 100, 100, 100, 100, 100, 100, 90, 90, 90, 90, 80, 80, 80, 70, 70, 0]
-BINS = [
-    (a, b)
-    for a, low, high in zip(range(-90, 101, 10), B_LOW, B_HIGH)
-    for b in range(low, high + 1, 10)
-]
+# The 313 colours of Zhang et al.: for a = -90, -80, ..., 100, the range of b in tens
+B_LOW = [5, 2, 0, -2, -3, -4, -5, -5, -6, -7, -8, -8, -9, -10, -10, -11, -11, -11, -11, -9]
+B_HIGH = [9, 9, 9, 9, 10, 10, 10, 10, 10, 10, 9, 9, 9, 9, 8, 8, 8, 7, 7, 0]
+BINS = []
+for a, (low, high) in enumerate(zip(B_LOW, B_HIGH), start=-9):
+    BINS += [(10 * a, 10 * b) for b in range(low, high + 1)]
 
 # sRGB to CIE XYZ (IEC 61966-2-1), and the white point D65 of the 2 degree observer
 RGB_TO_XYZ = [
@@ -465,19 +404,16 @@ def rgb_to_lab(rgb):
     """8-bit RGB (..., 3) -> CIE Lab (..., 3) in float64."""
     rgb = rgb.double() / 255
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = (
-        linear
-        @ torch.tensor(RGB_TO_XYZ, dtype=torch.float64).T
-        / torch.tensor(WHITE, dtype=torch.float64)
-    )
+    to_xyz = torch.tensor(RGB_TO_XYZ, dtype=torch.float64)
+    xyz = linear @ to_xyz.T / torch.tensor(WHITE, dtype=torch.float64)
     f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
 def nearest_bin(ab):
-    """(N, 2) float64 -> (N,) index of the nearest bin. The bins lie on a grid of step 10: where the nearest point of the
-    grid is a bin, it is the nearest bin; only the others are compared with all 313."""
+    """(N, 2) float64 -> (N,) index of the nearest bin. The bins lie on a grid of step 10: where the
+    nearest point of the grid is a bin, it is the nearest bin; the others are compared with all."""
     bins = torch.tensor(BINS).double()
     on_grid = torch.full((23, 23), -1)  # [a / 10 + 11, b / 10 + 11]
     on_grid[tuple((bins / 10 + 11).long().T)] = torch.arange(len(bins))
@@ -489,13 +425,11 @@ def nearest_bin(ab):
 
 @lru_cache
 def color_tables():
-    """Lightness (2^24,) float32 and bin (2^24,) int16 of every 8-bit colour, at index r * 65536 + g * 256 + b."""
-    lightness = torch.empty(2**24)
-    bins = torch.empty(2**24, dtype=torch.int16)
+    """Lightness (2^24,) float32 and bin (2^24,) int16 of each colour r * 65536 + g * 256 + b."""
+    lightness, bins = torch.empty(2**24), torch.empty(2**24, dtype=torch.int16)
     gb = torch.cartesian_prod(torch.arange(256), torch.arange(256))  # (65536, 2)
     for r in range(256):
         lab = rgb_to_lab(F.pad(gb, (1, 0), value=r))
         part = slice(r << 16, (r + 1) << 16)
-        lightness[part] = lab[:, 0]
-        bins[part] = nearest_bin(lab[:, 1:])
+        lightness[part], bins[part] = lab[:, 0], nearest_bin(lab[:, 1:])
     return lightness, bins

@@ -225,7 +225,7 @@ def main(args):
     load = lru_cache(data.load)
     if not args.draw_only:
         where = example.dataset, example.data, example.size, example.limit
-        data.print_found(*load(*where, False, example.workers))
+        print("\n".join(data.describe(*load(*where, example.workers))))
 
     # --- architectures
     drawing = args.space, args.n, args.draw_seed, args.params, args.macs

@@ -85,26 +85,22 @@ def main(args):
     run = runs.Run(args, f"search_{args.dataset}_{args.task}_s{args.seed}", device)
 
     # --- data
-    train_set, test_set = data.load(
-        args.dataset, args.data, args.size, args.limit, False, args.workers
-    )
+    train_set, test_set = data.load(args.dataset, args.data, args.size, args.limit, args.workers)
     args.size = args.size or train_set.size
     args.stem = args.stem or ops.default_stem(args.size)
     task = pretext.make_task(
         args.task, train_set, args.size, args.stem, args.layers, device, search=True
     )
-    w_split, alpha_split = data.halves(len(train_set), args.seed)
+    w_split, alpha_split = data.split_in_half(len(train_set), args.seed)
     test_split = None
     if test_set is None:  # ImageNet-22K has no evaluation images
         test_set = train_set
-        test_split = alpha_split[data.choose(len(alpha_split), data.HELD_OUT_22K)]
+        test_split = alpha_split[data.random_subset(len(alpha_split), data.HELD_OUT_22K)]
     utils.check_batch_size(args.batch_size, len(w_split))
 
     # --- model
     torch.manual_seed(args.seed)
-    supernet = model_search.Supernet(
-        args.width, args.layers, args.stem, task.head, task.in_channels, task.reductions
-    )
+    supernet = model_search.Supernet(args.width, args.layers, args.stem, **task.network_args)
     supernet.to(device, memory_format=torch.channels_last)
     if args.sync_bn:
         supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
@@ -133,8 +129,9 @@ def main(args):
         f"{args.task} on {args.dataset}: {len(w_split)} images for the weights, {len(alpha_split)}"
         f" for the alphas; supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
     )
-    data.print_found(train_set, test_set)
+    run.print("\n".join(data.describe(train_set, test_set)))
 
+    source = train_set, task.view, args.batch_size, device
     for epoch in run.epochs():
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs)
         w_optimizer.param_groups[0]["lr"] = lr
@@ -142,18 +139,8 @@ def main(args):
         if not train_alphas:
             run.print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
-        w_batches, alpha_batches = (
-            data.batches(
-                train_set,
-                task,
-                args.batch_size,
-                device,
-                split,
-                (args.seed, epoch, k),
-                run.steps_done,
-            )
-            for k, split in enumerate((w_split, alpha_split))
-        )
+        w_batches = data.batches(*source, w_split, (args.seed, epoch, 0), run.steps_done)
+        alpha_batches = data.batches(*source, alpha_split, (args.seed, epoch, 1), run.steps_done)
         for w_batch, alpha_batch in zip(w_batches, alpha_batches):
             # Alpha step, first order: at the present weights, whose gradients nobody needs
             if train_alphas:
@@ -197,7 +184,7 @@ def main(args):
 
     # --- the cell that was found
     genotype = model_search.derive(alphas)
-    test_batches = data.batches(test_set, task, args.batch_size, device, test_split)
+    test_batches = data.batches(test_set, task.view, args.batch_size, device, test_split)
     result = run.check_finite(utils.evaluate(supernet, task, test_batches, autocast, alphas))
     write_genotype(run, genotype, evaluation=result)
     run.print(f"supernet on the evaluation images: {format_metrics(result)}")

@@ -138,25 +138,28 @@ def main(args, load=data.load, distributed=True):
     run = runs.Run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}", device)
 
     # --- data
-    train_set, test_set = load(args.dataset, args.data, args.size, args.limit, False, args.workers)
+    train_set, test_set = load(args.dataset, args.data, args.size, args.limit, args.workers)
     args.size = args.size or train_set.size
     args.stem = args.stem or ops.default_stem(args.size)
     if test_set is None:  # ImageNet-22K has no evaluation images
-        train_set, test_set = map(train_set.subset, data.halves(len(train_set), data.SPLIT_SEED))
-        test_set = test_set.subset(data.choose(len(test_set), data.HELD_OUT_22K))
+        train_set, test_set = map(
+            train_set.subset, data.split_in_half(len(train_set), data.SPLIT_SEED)
+        )
+        test_set = test_set.subset(data.random_subset(len(test_set), data.HELD_OUT_22K))
     task = pretext.make_task(args.task, train_set, args.size, args.stem, args.layers, device)
     utils.check_batch_size(args.batch_size, len(train_set), args.accumulate)
     part_size = args.batch_size // args.accumulate
 
     # --- model
-    input_shape = (task.inputs_per_target, task.in_channels, task.input_size, task.input_size)
 
     def build(width, auxiliary_classes=0):
-        size, shape = (width, args.layers, args.stem), (task.in_channels, task.reductions)
-        return model_eval.build_network(genotype, *size, task.head, *shape, auxiliary_classes)
+        shape = width, args.layers, args.stem
+        return model_eval.build_network(
+            genotype, *shape, **task.network_args, auxiliary_classes=auxiliary_classes
+        )
 
     def macs_at(width):
-        return utils.count_macs(lambda: build(width), input_shape)
+        return utils.count_macs(lambda: build(width), task.input_shape)
 
     if args.width is None:
         smallest = 2 if space == "darts" else 8  # up to five vertices share the channels
@@ -197,7 +200,7 @@ def main(args, load=data.load, distributed=True):
         f"{arch}, {args.task} on {args.dataset}: {len(train_set)} images to train,"
         f" {len(test_set)} to evaluate; {params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
     )
-    data.print_found(train_set, test_set)
+    run.print("\n".join(data.describe(train_set, test_set)))
 
     for epoch in run.epochs():
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs, args.warmup_epochs)
@@ -205,7 +208,7 @@ def main(args, load=data.load, distributed=True):
         network.drop_path = args.drop_path * (epoch - 1) / args.epochs
         network.train()
         skip, seed = run.steps_done * args.accumulate, (args.seed, epoch)
-        batches = data.batches(train_set, task, part_size, device, None, seed, skip)
+        batches = data.batches(train_set, task.view, part_size, device, None, seed, skip)
         for parts_of_batch in zip(*[batches] * args.accumulate):
             optimizer.zero_grad()
             for part in parts_of_batch:
@@ -229,11 +232,11 @@ def main(args, load=data.load, distributed=True):
 
         if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
             network.drop_path = 0.0
-            some = data.choose(len(train_set), max(args.precise_bn, part_size))
-            batches = data.batches(train_set, task, part_size, device, some, seed)
+            some = data.random_subset(len(train_set), max(args.precise_bn, part_size))
+            batches = data.batches(train_set, task.view, part_size, device, some, seed)
             with autocast:
                 update_bn((task.prepare(*batch, train=True)[0] for batch in batches), network)
-        batches = data.batches(test_set, task, args.batch_size, device)
+        batches = data.batches(test_set, task.view, args.batch_size, device)
         result = run.check_finite(utils.evaluate(network, task, batches, autocast))
         run.after_epoch(lr, result, unreadable=utils.count_distinct(train_set.unreadable))
 

@@ -158,8 +158,8 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     _, test = data.load(saved.dataset, data_path or saved.data, saved.size, saved.limit)
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
     genotype = genotypes.load_arch(str(run / "result.json"))
-    size, shape = (saved.width, saved.layers, saved.stem), (task.in_channels, task.reductions)
-    network = model_eval.build_network(genotype, *size, task.head, *shape).eval()
+    size = saved.width, saved.layers, saved.stem
+    network = model_eval.build_network(genotype, *size, **task.network_args).eval()
     network.load_state_dict(runs.load_checkpoint(run)["network"])
 
     colors = colormaps["tab20"].colors
@@ -171,7 +171,7 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     seen = set()
     figure = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 3, squeeze=False)
-    for row, batch in zip(axes, data.batches(test, task, 1, "cpu", chosen)):
+    for row, batch in zip(axes, data.batches(test, task.view, 1, "cpu", chosen)):
         with torch.inference_mode():
             x, _ = task.prepare(*batch, train=False)
             prediction = network(x).argmax(1)[0, :-1, :-1].numpy()  # (H, W), without the padding

@@ -32,8 +32,8 @@ from PIL import Image
 
 import cli
 import data
-import files
 import genotypes
+import image_files
 import model_eval
 import model_search
 import pretext
@@ -280,7 +280,7 @@ def training_step(task, x, y, layout=torch.channels_last, amp=None):
 def training(args):
     train, _ = data.load("shapes", limit=640)
     task = pretext.make_task("cls", train, 32, "cifar", 8, DEVICE)
-    batches = data.batches(train, task, 64, DEVICE, seed=0)
+    batches = data.batches(train, task.view, 64, DEVICE, seed=0)
     x, y = task.prepare(*next(batches), train=True)
     step, plain = training_step(task, x, y), training_step(task, x, y, torch.contiguous_format)
     what = "training step, darts_v2, width 16, 8 cells, batch 64; default memory format"
@@ -321,16 +321,15 @@ def photos(args):
             Image.fromarray(photo(*((375, 500) if k % 3 else (500, 375)), k)).save(path, quality=95)
         as_public = transforms.Compose([transforms.RandomResizedCrop(224), transforms.ToTensor()])
         plain = ImageFolder(path.parent.parent, as_public)
-        ours = data.Reader(
-            data.load("imagenet", root)[0],
-            SimpleNamespace(crop="area", uses=None, size=224),
-            seed=0,
-        )
+        train, _ = data.load("imagenet", root)
+        view = image_files.View(None, "area", 224)
+        ours = image_files.Decoder(train.crop, train.mean, view, seed=0)
+        batch = train.files(torch.arange(32), view)
         yield timed(
             "photo of 500 x 375, decoded and cropped to 224, one core",
             ">= 1.5x",
             2 * args.turns,
-            lambda: ours[np.arange(32)],
+            lambda: ours[batch],
             lambda: torch.stack([plain[i][0] for i in range(32)]),
             32,
         )
@@ -347,7 +346,7 @@ def list_files(root, plain):
             for f in os.listdir(os.path.join(root, d))
         )
     else:
-        names = files.index_of(root)
+        names = image_files.index_of(root)
     return 1e3 * (time.perf_counter() - start), memory("VmRSS") - before, len(names)
 
 

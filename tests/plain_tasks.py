@@ -1,5 +1,5 @@
-"""Pretext tasks image by image in numpy and scipy, as public code does them: the benchmark's other side. An image is uint8
-(H, W, 3)."""
+"""Pretext tasks image by image in numpy and scipy, as public code does them: the benchmark's other
+side. An image is uint8 (H, W, 3)."""
 
 import numpy as np
 from scipy.spatial import cKDTree

@@ -43,7 +43,7 @@ def evaluations():
         network = model_eval.Network(
             load_arch("darts_v2"), 4, 2, "cifar", task.head, task.in_channels, task.reductions
         )
-        batches = data.batches(test, task, 12, "cpu")
+        batches = data.batches(test, task.view, 12, "cpu")
         found[name] = utils.evaluate(
             network, task, batches, utils.precision(torch.device("cpu"), None)[0]
         )

@@ -11,6 +11,7 @@ import data
 import pretext
 from cli import InputError
 from genotypes import load_arch
+from image_files import View
 from model_eval import Network
 
 TASKS = list(pretext.TASKS)
@@ -29,11 +30,12 @@ def random_set(n=6, size=32):
 
 
 def make_task(name, images, stem="cifar", layers=2):
-    return pretext.make_task(name, images, images.images.shape[1], stem, layers, "cpu")
+    return pretext.make_task(name, images, images.size, stem, layers, "cpu")
 
 
 def batch_of(images, name="rot"):
-    return next(data.batches(images, pretext.TASKS[name], len(images), "cpu"))
+    view = View(pretext.TASKS[name].targets, "area", images.size)
+    return next(data.batches(images, view, len(images), "cpu"))
 
 
 def normalized(image, images):
@@ -224,11 +226,23 @@ def test_cutout():
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("stem, size", [("cifar", 32), ("imagenet", 160)])
+def test_input_shape_is_that_of_the_inputs(name, stem, size):
+    images = random_set(2, size)
+    task = make_task(name, images, stem)
+    x, y = task.prepare(*batch_of(images, name), train=True)
+    assert (len(x) // len(y), *x.shape[1:]) == task.input_shape
+    assert task.view == View(task.targets, "window" if name == "jig" else "area", size)
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_evaluation_depends_on_nothing_but_the_image(name):
     images = random_set(5)
     task = make_task(name, images)
     whole_x, whole_y = task.prepare(*batch_of(images, name), train=False)
-    parts = [task.prepare(*batch, train=False) for batch in data.batches(images, task, 2, "cpu")]
+    parts = [
+        task.prepare(*batch, train=False) for batch in data.batches(images, task.view, 2, "cpu")
+    ]
     torch.testing.assert_close(torch.cat([x for x, _ in parts]), whole_x)
     assert torch.equal(torch.cat([y for _, y in parts]), whole_y)
 
@@ -344,7 +358,7 @@ def test_color_jitter():
     x = torch.full((2000, 3, 1, 2), 0.5)
     moved = (pretext.color_jitter(x, 0.1) - x).permute(0, 2, 3, 1)
     assert torch.equal(moved[:, :, 0], moved[:, :, 1])  # one colour an image
-    components = torch.tensor(pretext.COLOR_COMPONENTS)
+    components = torch.tensor(pretext.COLOR_AXES)
     amounts = moved[:, 0, 0] @ components
     torch.testing.assert_close(components.T @ components, torch.eye(3), rtol=0, atol=2e-3)
     torch.testing.assert_close(

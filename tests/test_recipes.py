@@ -1,4 +1,5 @@
-"""README's "Add a task, an op, a data set", carried out on a copy of the code: in the places that it names and no others."""
+"""README's "Add a task, an op, a data set", carried out on a copy of the code: in the places that
+it names and no others."""
 
 import os
 import shutil
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ADDED = {
     "pretext.py": [
         (
-            "\nTASKS = {",
+            "\nTASKS = dict(",
             '''
 class Mirror(Task):
     """Whether an image is mirrored; both are in the batch."""
@@ -28,7 +29,7 @@ class Mirror(Task):
 
 ''',
         ),
-        ('"cls": Classification', '"mirror": Mirror, '),
+        ("cls=Classification", "mirror=Mirror, "),
     ],
     "ops.py": [
         (
@@ -36,14 +37,15 @@ class Mirror(Task):
             """
 def plain_conv_3x3(C, stride, affine, copies):
     EC = copies * C
-    return nn.Sequential(nn.ReLU(), conv(EC, EC, 3, stride, groups=copies), nn.BatchNorm2d(EC, affine=affine))
+    layer = conv(EC, EC, 3, stride, groups=copies)
+    return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(EC, affine=affine))
 
 """,
         ),
         (
             '"skip_connect": skip',
             '"plain_conv_3x3": plain_conv_3x3,\n'
-            '    "max_pool_5x5": lambda C, stride, affine, copies: nn.MaxPool2d(5, stride, padding=2),\n    ',
+            '"max_pool_5x5": lambda C, stride, affine, copies: nn.MaxPool2d(5, stride, 2),\n    ',
         ),
     ],
     "genotypes.py": [('"none",', '"plain_conv_3x3", "max_pool_5x5", ')],
@@ -53,9 +55,10 @@ def plain_conv_3x3(C, stride, affine, copies):
             """
 def read_noise(path, *_):
     for part in ("train", "test"):
-        data = ImageSet(torch.from_numpy(np.load(path / f"{part}.npy")), torch.arange(20) % 2, ["even", "odd"])
-        data.mean, data.std = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
-        yield data
+        images = torch.from_numpy(np.load(path / f"{part}.npy"))
+        dataset = ImageSet(images, torch.arange(20) % 2, ["even", "odd"])
+        dataset.mean, dataset.std = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
+        yield dataset
 
 """,
         ),
@@ -64,18 +67,21 @@ def read_noise(path, *_):
 }
 CODE = """
 import json, sys, pytest, search, train
-small = ["--dataset", "noise", "--data", "noise", "--width", "4", "--layers", "2", "--epochs", "1", "--batch_size", "5"]
-search.main(search.parse_args([*small, "--task", "mirror", "--device", "cpu", "--out", "s"]))
+small = ["--dataset", "noise", "--data", "noise", "--width", "4", "--layers", "2"]
+small += ["--epochs", "1", "--batch_size", "5", "--device", "cpu"]
+search.main(search.parse_args([*small, "--task", "mirror", "--out", "s"]))
 entry = json.load(open("s/genotype.json"))
 for name in ("normal", "reduce"):
     entry["genotype"][name][:2] = [["plain_conv_3x3", 0], ["max_pool_5x5", 1]]
 json.dump(entry, open("own.json", "w"))
 for task in ("mirror", "cls"):
-    result = train.main(train.parse_args([*small, "--task", task, "--arch", "own.json", "--device", "cpu", "--out", task]))
+    argv = [*small, "--task", task, "--arch", "own.json", "--out", task]
+    result = train.main(train.parse_args(argv))
     assert 0 <= result["final"] <= 100 and result["args"]["size"] == 16
-equal, halve = "test_supernet_equals_edge_by_edge", "test_ops_halve_alike_and_copies_are_independent"
+equal = "tests/test_networks.py::test_supernet_equals_edge_by_edge"
+halve = "tests/test_networks.py::test_ops_halve_alike_and_copies_are_independent"
 tests = [f"{equal}[cifar-13-layout1]", f"{equal}[imagenet-64-layout1]", f"{halve}[7]"]
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/test_networks.py::{name}" for name in tests)]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *tests]))
 """
 
 

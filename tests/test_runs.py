@@ -170,7 +170,7 @@ def test_steps_change_weights_or_alphas_and_images_are_used_once(tmp_path, watch
     # 47 images: halves of 23, 2 steps an epoch; in the first epoch the weights alone
     weights, alphas = ("SGD", True, False), ("Adam", False, True)
     assert watched["steps"] == [weights] * 2 + [alphas, weights] * 2
-    w_half, alpha_half = (set(half.tolist()) for half in data.halves(47, 0))
+    w_half, alpha_half = (set(half.tolist()) for half in data.split_in_half(47, 0))
     w_batches, alpha_batches = (
         watched["batches"][:2] + watched["batches"][3::2],
         watched["batches"][2::2],

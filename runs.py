@@ -18,6 +18,7 @@ on from it with --resume, to the result of an undisturbed run.
 
 import json
 import math
+import os
 import platform
 import signal
 import subprocess
@@ -91,8 +92,8 @@ class Run:
     def start(self, parts, meters, steps):
         """Resumes if there is a checkpoint to go on with, prints the settings and opens the log.
 
-        parts: {name: what a checkpoint holds, with a state dict or a tensor}, the network first;
-        meters: {name: Meter of an epoch}, the one that is printed first; steps: in an epoch.
+        parts: {name: what a checkpoint holds and has a state dict}, the network first; meters:
+        {name: Meter of an epoch}, the one that is printed first; steps: in an epoch.
         """
         self.parts, self.meters, self.steps = parts, meters, steps
         self.network = next(iter(parts.values()))
@@ -101,13 +102,13 @@ class Run:
         position = self.epochs_done, self.steps_done, self.args.size, self.identity["split"]
         utils.check_same("the checkpoint in --out and the images in --data", position)
         shown = [f"{k} {v}" for k, v in vars(self.args).items() if v is not None]
-        self.print(f"settings: {', '.join(shown)}\nwriting to {self.out}")
+        self.print(f"settings: {', '.join(shown)}", f"writing to {self.out}")
         if not utils.rank():
             self.out.mkdir(parents=True, exist_ok=True)
             self.log = Log(self.out, self.header, self.epochs_done, self.steps_done)
         if threading.current_thread() is threading.main_thread():  # Python allows it there alone
             signal.signal(signal.SIGTERM, self.on_sigterm)
-        self.started, self.steps_at_start = time.time(), self.steps_in_all()
+        self.started = time.time(), self.epochs_done * steps + self.steps_done
 
     # ---------------------------------------------------------------------------- the loop
 
@@ -138,16 +139,17 @@ class Run:
     def after_epoch(self, lr, results, **log_only):
         """results: of this epoch, which join those of the meters in the history and in the log;
         `log_only` goes to the log alone."""
-        epoch, metrics = self.epochs_done + 1, {}
+        metrics = {}
         for name, meter in self.meters.items():
             metrics |= {f"{name}_{key}": value for key, value in meter.result().items()}
             meter.reset()
-        self.seconds += time.time() - self.epoch_started
-        self.epochs_done, self.steps_done = epoch, 0
-        self.history.append({"epoch": epoch, "lr": lr, **metrics, **results})
+        metrics |= results
+        now = time.time()
+        self.seconds, self.epoch_started = self.seconds + now - self.epoch_started, now
+        self.epochs_done, self.steps_done = self.epochs_done + 1, 0
+        self.history.append({"epoch": self.epochs_done, "lr": lr, **metrics})
         self.write_log(**self.history[-1], **log_only, seconds=round(self.seconds, 1))
-        self.print(f"epoch {epoch}/{self.args.epochs} done  {format_metrics(metrics | results)}")
-        self.epoch_started = time.time()
+        self.print(f"epoch {self.epochs_done}/{self.args.epochs} done  {format_metrics(metrics)}")
         self.save()
 
     def finish(self):
@@ -155,8 +157,6 @@ class Run:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-
-    # ---------------------------------------------------------------------------- finite losses
 
     def losses_are_finite(self):
         """Whether the losses of this epoch are. A GPU is asked about those of the step before, so
@@ -204,10 +204,8 @@ class Run:
             **{"identity": self.identity, "epoch": self.epochs_done, "step": self.steps_done},
             "seconds": self.seconds + time.time() - self.epoch_started,
             **{"history": self.history, "meters": meters, "rng": utils.gather(rng)},
+            **{name: part.state_dict() for name, part in self.parts.items()},
         }
-        for name, part in self.parts.items():
-            is_tensor = isinstance(part, torch.Tensor)
-            state[name] = part.detach() if is_tensor else part.state_dict()
         if not utils.rank():
             cli.replace_file(self.checkpoint, lambda file: torch.save(state, file))
 
@@ -215,10 +213,7 @@ class Run:
         state = load_checkpoint(self.out)
         check_identity(self.checkpoint, state["identity"], self.identity)
         for name, part in self.parts.items():
-            if isinstance(part, torch.Tensor):
-                part.data.copy_(state[name])
-            else:
-                part.load_state_dict(state[name])
+            part.load_state_dict(state[name])
         for name, meter in self.meters.items():
             meter.reset(*state["meters"][name])
         self.epochs_done, self.steps_done = state["epoch"], state["step"]
@@ -255,9 +250,9 @@ class Run:
 
     # ---------------------------------------------------------------------------- output
 
-    def print(self, text):
+    def print(self, *lines):
         if not utils.rank():
-            print(text, flush=True)
+            print(*lines, sep="\n", flush=True)
 
     def write_json(self, name, value):
         if not utils.rank():
@@ -267,30 +262,23 @@ class Run:
         if not utils.rank():
             self.log.write(values)
 
-    def steps_in_all(self):
-        return self.epochs_done * self.steps + self.steps_done
-
     def print_progress(self):
         """Where the run is, how fast, and how much time is left."""
         metrics = next(iter(self.meters.values())).result()
-        epoch, epochs, step = self.epochs_done + 1, self.args.epochs, self.steps_done
-        rate = (self.steps_in_all() - self.steps_at_start) / (time.time() - self.started)
-        left = format_seconds((epochs * self.steps - self.steps_in_all()) / rate)
-        speed = rate * self.args.batch_size
-        self.print(
-            f"epoch {epoch}/{epochs}  step {step}/{self.steps}  {format_metrics(metrics)}"
-            f"  {speed:.3g} images/s  {left} left"
-        )
+        epoch, step, steps = self.epochs_done + 1, self.steps_done, self.steps
+        started, steps_before = self.started
+        done = self.epochs_done * steps + step
+        rate = (done - steps_before) / (time.time() - started)
+        speed, left = rate * self.args.batch_size, (self.args.epochs * steps - done) / rate
+        where = f"epoch {epoch}/{self.args.epochs}  step {step}/{steps}  {format_metrics(metrics)}"
+        self.print(f"{where}  {speed:.3g} images/s  {format_seconds(left)} left")
         self.write_log(epoch=epoch, step=step, **metrics, images_per_second=round(speed, 1))
 
 
 def environment(device):
     """What a result depends on besides its settings."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
+    folder = Path(__file__).parent
+    commit = subprocess.getoutput(f'git -C "{folder}" describe --always --dirty 2>{os.devnull}')
     versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {

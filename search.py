@@ -69,9 +69,7 @@ def parse_args(argv=None):
     add("--weight_decay", type=at_least(0), help="of the weights")
     add("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: any")
     add("--alpha_lr", type=at_least(0), help="of the alphas: Adam, weight decay 1e-3")
-    add(
-        "--alpha_start", type=at_least(0, int), metavar="EPOCHS", help="before the first alpha step"
-    )
+    add("--alpha_start", type=at_least(0, int), help="epochs before the first alpha step")
     runs.add_arguments(parser.add_argument_group("run"))
     parser.set_defaults(**chosen, **table_row(DEFAULTS, *chosen.values()))
     return parser.parse_args(argv)
@@ -101,16 +99,13 @@ def main(args):
     # --- model
     torch.manual_seed(args.seed)
     supernet = model_search.Supernet(args.width, args.layers, args.stem, **task.network_args)
-    supernet.to(device, memory_format=torch.channels_last)
-    if args.sync_bn:
-        supernet = torch.nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
+    supernet = utils.place(supernet, device, args.sync_bn)
     alphas = model_search.init_alphas(device)
     torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
-    w_optimizer = torch.optim.SGD(
-        supernet.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay
-    )
+    weights, w_decay = supernet.parameters(), args.weight_decay
+    w_optimizer = torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=w_decay)
     alpha_optimizer = torch.optim.Adam([alphas], args.alpha_lr, (0.5, 0.999), weight_decay=1e-3)
     autocast, scaler = utils.precision(device, args.amp)
 
@@ -119,8 +114,8 @@ def main(args):
     run.identify(split=data.split_hash(train_set, w_split, alpha_split), ops=genotypes.PRIMITIVES)
     run.start(
         parts={
-            **{"supernet": supernet, "alphas": alphas, "scaler": scaler},
-            **{"w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer},
+            **{"supernet": supernet, "alphas": torch.nn.ParameterList([alphas])},
+            **{"w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer, "scaler": scaler},
         },
         meters={"w": w_meter, "alpha": alpha_meter},
         steps=len(w_split) // args.batch_size,
@@ -129,7 +124,7 @@ def main(args):
         f"{args.task} on {args.dataset}: {len(w_split)} images for the weights, {len(alpha_split)}"
         f" for the alphas; supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
     )
-    run.print("\n".join(data.describe(train_set, test_set)))
+    run.print(*data.describe(train_set, test_set))
 
     source = train_set, task.view, args.batch_size, device
     for epoch in run.epochs():
@@ -142,7 +137,7 @@ def main(args):
         w_batches = data.batches(*source, w_split, (args.seed, epoch, 0), run.steps_done)
         alpha_batches = data.batches(*source, alpha_split, (args.seed, epoch, 1), run.steps_done)
         for w_batch, alpha_batch in zip(w_batches, alpha_batches):
-            # Alpha step, first order: at the present weights, whose gradients nobody needs
+            # Alpha step, first order: at the present weights, whose gradients are not needed
             if train_alphas:
                 x, y = task.prepare(*alpha_batch, train=True)
                 supernet.requires_grad_(False)
@@ -151,9 +146,7 @@ def main(args):
                     loss = task.loss(logits, y)
                 alpha_optimizer.zero_grad()
                 scaler.scale(loss).backward()
-                utils.average_gradients(
-                    [alphas]
-                )  # without it, as in the official code, ranks drift
+                utils.average_gradients([alphas])  # the official code's ranks drift apart here
                 scaler.step(alpha_optimizer)
                 supernet.requires_grad_(True)
                 alpha_meter.update(loss, logits, y)
@@ -180,7 +173,10 @@ def main(args):
         unreadable = utils.count_distinct(train_set.unreadable)
         run.after_epoch(lr, stats, genotype=genotype._asdict(), unreadable=unreadable)
         write_genotype(run, genotype)
-        run.print(describe(stats))
+        for cell, entropy, skips, convs in zip(("normal", "reduction"), *stats.values()):
+            run.print(f"  {cell}: alpha entropy {entropy:.4f}, skips {skips}, convolutions {convs}")
+            if not convs:
+                run.print(f"  warning: the {cell} cell has no convolution: a collapsed search?")
 
     # --- the cell that was found
     genotype = model_search.derive(alphas)
@@ -198,31 +194,13 @@ def main(args):
 
 
 def write_genotype(run, genotype, **more):
+    args = run.args
     meta = {
-        **{name: getattr(run.args, name) for name in ("task", "dataset", "seed", "epochs")},
-        "epoch": run.epochs_done,
-        "seconds": round(run.seconds, 1),
-        **run.environment,
-        "identity": run.identity,
-        "history": run.history,
-        **more,
+        **{"task": args.task, "dataset": args.dataset, "seed": args.seed, "epochs": args.epochs},
+        **{"epoch": run.epochs_done, "seconds": round(run.seconds, 1), **run.environment},
+        **{"identity": run.identity, "history": run.history, **more},
     }
     run.write_json("genotype.json", {**genotypes.to_entry(genotype), "meta": meta})
-
-
-def describe(stats):
-    """The alpha statistics of an epoch as text."""
-    lines = []
-    for i, cell in enumerate(("normal", "reduction")):
-        entropy, skips, convs = (stats[key][i] for key in ("entropy", "skips", "convs"))
-        lines.append(
-            f"  {cell} cell: alpha entropy {entropy:.4f}, skips {skips}, convolutions {convs}"
-        )
-        if not convs:
-            lines.append(
-                f"  warning: the {cell} cell has no convolution; the search may have collapsed"
-            )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -132,9 +132,7 @@ def main(args, load=data.load, distributed=True):
     if args.drop_path and space == "nasbench101":
         raise InputError(f"--drop_path {args.drop_path}: only networks of DARTS cells have it")
     if args.drop_path and args.compile:
-        raise InputError(
-            f"--compile: would compile each epoch anew for --drop_path {args.drop_path}"
-        )
+        raise InputError(f"--compile: not with --drop_path {args.drop_path}, which grows")
     run = runs.Run(args, f"train_{arch}_{args.dataset}_{args.task}_s{args.seed}", device)
 
     # --- data
@@ -142,21 +140,17 @@ def main(args, load=data.load, distributed=True):
     args.size = args.size or train_set.size
     args.stem = args.stem or ops.default_stem(args.size)
     if test_set is None:  # ImageNet-22K has no evaluation images
-        train_set, test_set = map(
-            train_set.subset, data.split_in_half(len(train_set), data.SPLIT_SEED)
-        )
+        halves = data.split_in_half(len(train_set), data.SPLIT_SEED)
+        train_set, test_set = map(train_set.subset, halves)
         test_set = test_set.subset(data.random_subset(len(test_set), data.HELD_OUT_22K))
     task = pretext.make_task(args.task, train_set, args.size, args.stem, args.layers, device)
     utils.check_batch_size(args.batch_size, len(train_set), args.accumulate)
     part_size = args.batch_size // args.accumulate
 
     # --- model
-
-    def build(width, auxiliary_classes=0):
+    def build(width, **more):
         shape = width, args.layers, args.stem
-        return model_eval.build_network(
-            genotype, *shape, **task.network_args, auxiliary_classes=auxiliary_classes
-        )
+        return model_eval.build_network(genotype, *shape, **task.network_args, **more)
 
     def macs_at(width):
         return utils.count_macs(lambda: build(width), task.input_shape)
@@ -165,19 +159,15 @@ def main(args, load=data.load, distributed=True):
         smallest = 2 if space == "darts" else 8  # up to five vertices share the channels
         args.width = largest_width(macs_at, args.max_macs, smallest)
     macs = macs_at(args.width)
-    with torch.device("meta"):
-        params = utils.count_params(
-            build(args.width)
-        )  # without the auxiliary head, as in the paper
+    with torch.device("meta"):  # without the auxiliary head, as in the paper
+        params = utils.count_params(build(args.width))
     if args.auxiliary:
         if not task.classifies_inputs:
             raise InputError("--auxiliary: only for tasks with a class for each input, cls and rot")
         model_eval.check_auxiliary(task.input_size, args.stem, args.layers, task.reductions)
     torch.manual_seed(args.seed)
-    network = build(args.width, task.num_classes if args.auxiliary else 0)
-    network.to(device, memory_format=torch.channels_last)
-    if args.sync_bn:
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = build(args.width, auxiliary_classes=task.num_classes if args.auxiliary else 0)
+    network = utils.place(network, device, args.sync_bn)
     torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
@@ -200,7 +190,7 @@ def main(args, load=data.load, distributed=True):
         f"{arch}, {args.task} on {args.dataset}: {len(train_set)} images to train,"
         f" {len(test_set)} to evaluate; {params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
     )
-    run.print("\n".join(data.describe(train_set, test_set)))
+    run.print(*data.describe(train_set, test_set))
 
     for epoch in run.epochs():
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs, args.warmup_epochs)

@@ -79,6 +79,13 @@ def precision(device, amp):
     return torch.autocast(device.type, dtype, enabled=amp is not None), scaler
 
 
+def place(network, device, sync_bn=False):
+    """The network on the device, in the memory format that suits convolutions."""
+    if sync_bn:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network.to(device, memory_format=torch.channels_last)
+
+
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):
     """The learning rate of an epoch, which count from 0: half a cosine from base to 0 over
     `epochs`, times a factor that grows linearly from 0.1 to 1 during warm-up."""

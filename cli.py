@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import secrets
 import sys
@@ -35,6 +36,9 @@ def run(main, parse_args, argv=None):
         hint = "; the same command with --resume goes on" if hasattr(args, "resume") else ""
         print(f"{sys.argv[0]}: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        for worker in multiprocessing.active_children():  # they ignore the SIGTERM of a normal exit
+            worker.kill()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -54,6 +58,13 @@ def at_least(minimum, kind=float, below=math.inf):
     if below < math.inf:
         number.__name__ += f" and < {below}"
     return number
+
+
+def path(text):
+    """An argparse type: a path, which "" is not."""
+    if not text.strip():
+        raise ValueError
+    return text
 
 
 def even(text):
@@ -95,15 +106,17 @@ def table_row(table, *keys) -> dict:
 # Files
 
 
-def replace_file(path, write):
+def replace_file(path, write, keep=None):
     """Calls write(file) on a temporary file in the same folder and renames it to `path`, so that
-    whoever reads `path` finds the old content or the new."""
+    whoever reads `path` finds the old content or the new. `keep`: a path for the old file."""
     partial = Path(f"{path}.{secrets.token_hex(4)}.tmp")  # several processes may write one file
     try:
         with open(partial, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

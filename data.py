@@ -346,7 +346,12 @@ def add_arguments(group):
     limit, size = "use a seeded choice of N images of each part", "side of images or crops"
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
-    add("--data", metavar="PATH", help="the folder of images, or where cifar10 is or goes to")
+    add(
+        "--data",
+        type=cli.path,
+        metavar="PATH",
+        help="the folder of images, or where cifar10 is or goes to",
+    )
     add("--limit", type=at_least(2, int), metavar="N", help=limit)
     add("--size", type=at_least(1, int), metavar="PIXELS", help=size)
 

@@ -14,6 +14,7 @@ the ops, first `input`, last `output`.
 import argparse
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,6 +261,10 @@ def load_archs(path) -> dict:
     are_objects = isinstance(entries, list) and all(isinstance(e, dict) for e in entries)
     if not entries or not are_objects or not all("id" in entry for entry in entries):
         raise InputError(f'{path}: not a list of architectures, objects with an "id"')
+    for entry in entries:  # ids become folders
+        arch_id = str(entry["id"])
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", arch_id) or not arch_id.strip("."):
+            raise InputError(f"{path}: the id {arch_id!r} may have letters, digits, _ . - alone")
     archs = {str(entry["id"]): parse_arch(entry, f"{path}:{entry['id']}") for entry in entries}
     if len(archs) < len(entries):
         raise InputError(f"{path}: two architectures have the same id")

@@ -25,16 +25,19 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 import cli
 import utils
 from cli import InputError, at_least, format_metrics, format_seconds
 
+CHECKPOINTS = "checkpoint.pt", "checkpoint.old.pt"  # the last one and the one before
 STOPPED = 75  # exit code EX_TEMPFAIL: start it again
 
 # The arguments that may differ between two starts of the same run
@@ -47,7 +50,7 @@ WHERE_AND_HOW = {
 def add_arguments(group):
     """The options of a run that are not about data, model or optimiser."""
     add, cuda = group.add_argument, torch.cuda.is_available()
-    add("--out", metavar="DIR", help="where to write (default: a name under runs/)")
+    add("--out", type=cli.path, metavar="DIR", help="where to write (default: a name under runs/)")
     add("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, batches and splits")
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--workers", type=at_least(0, int), metavar="N", help="that decode images, of each rank")
@@ -64,8 +67,7 @@ class Run:
 
     def __init__(self, args, name, device):
         self.args, self.device, self.out = args, device, Path(args.out or f"runs/{name}")
-        self.checkpoint = self.out / "checkpoint.pt"
-        if not args.resume and (self.checkpoint.exists() or (self.out / "log.jsonl").exists()):
+        if not args.resume and (find_checkpoint(self.out) or (self.out / "log.jsonl").exists()):
             raise InputError(f"{self.out} holds a run: --resume goes on with it; or another --out")
         utils.gather(None)  # all ranks have looked before rank 0 writes
         self.epochs_done = self.steps_done = 0  # whole epochs, and steps of the one after them
@@ -97,18 +99,32 @@ class Run:
         """
         self.parts, self.meters, self.steps = parts, meters, steps
         self.network = next(iter(parts.values()))
-        if self.args.resume and self.checkpoint.exists():
+        self.lock()
+        if self.args.resume and find_checkpoint(self.out):
             self.load()
         position = self.epochs_done, self.steps_done, self.args.size, self.identity["split"]
         utils.check_same("the checkpoint in --out and the images in --data", position)
         shown = [f"{k} {v}" for k, v in vars(self.args).items() if v is not None]
         self.print(f"settings: {', '.join(shown)}", f"writing to {self.out}")
         if not utils.rank():
-            self.out.mkdir(parents=True, exist_ok=True)
             self.log = Log(self.out, self.header, self.epochs_done, self.steps_done)
         if threading.current_thread() is threading.main_thread():  # Python allows it there alone
             signal.signal(signal.SIGTERM, self.on_sigterm)
         self.started = time.time(), self.epochs_done * steps + self.steps_done
+
+    def lock(self):
+        """For the life of this run, as two in one folder would mix their logs."""
+        taken = False
+        if not utils.rank():
+            self.out.mkdir(parents=True, exist_ok=True)
+            # a singleton, so that a process may try again after an error, as in a notebook
+            self.folder_lock = FileLock(self.out / ".lock", is_singleton=True)
+            try:
+                self.folder_lock.acquire(timeout=0)
+            except Timeout:
+                taken = True
+        if any(utils.gather(taken)):
+            raise InputError(f"{self.out}: another process is at work there; choose another --out")
 
     # ---------------------------------------------------------------------------- the loop
 
@@ -143,6 +159,8 @@ class Run:
         for name, meter in self.meters.items():
             metrics |= {f"{name}_{key}": value for key, value in meter.result().items()}
             meter.reset()
+        if not metrics:
+            raise InputError(f"epoch {self.epochs_done + 1}: nothing counts, as in masks of 255")
         metrics |= results
         now = time.time()
         self.seconds, self.epoch_started = self.seconds + now - self.epoch_started, now
@@ -157,6 +175,8 @@ class Run:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+        if not utils.rank():
+            self.folder_lock.release(force=True)
 
     def losses_are_finite(self):
         """Whether the losses of this epoch are. A GPU is asked about those of the step before, so
@@ -190,7 +210,8 @@ class Run:
     # ---------------------------------------------------------------------------- checkpoints
 
     def save(self):
-        """Writes the checkpoint, or ends the run where losses or weights are not finite."""
+        """Writes the checkpoint and keeps the one before, or ends the run where losses or weights
+        are not finite."""
         utils.average_statistics(self.network)
         meters = {name: meter.state() for name, meter in self.meters.items()}
         if not all(loss.isfinite() for loss, _ in meters.values()):
@@ -207,18 +228,24 @@ class Run:
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
         if not utils.rank():
-            cli.replace_file(self.checkpoint, lambda file: torch.save(state, file))
+            path, previous = (self.out / name for name in CHECKPOINTS)
+            cli.replace_file(path, lambda file: torch.save(state, file), keep=previous)
 
     def load(self):
-        state = load_checkpoint(self.out)
-        check_identity(self.checkpoint, state["identity"], self.identity)
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        for name, meter in self.meters.items():
-            meter.reset(*state["meters"][name])
-        self.epochs_done, self.steps_done = state["epoch"], state["step"]
-        self.seconds, self.history = state["seconds"], state["history"]
-        self.restore_rng(state["rng"])
+        path, state = load_checkpoint(self.out, self.print)
+        check_identity(path, state["identity"], self.identity)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            for name, meter in self.meters.items():
+                meter.reset(*state["meters"][name])
+            self.epochs_done, self.steps_done = state["epoch"], state["step"]
+            self.seconds, self.history = state["seconds"], state["history"]
+            states = state["rng"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not the checkpoint of such a run ({reason})") from None
+        self.restore_rng(states)
         steps = f" and {self.steps_done} steps" if self.steps_done else ""
         self.print(f"resumed after epoch {self.epochs_done}{steps}")
 
@@ -230,7 +257,7 @@ class Run:
             if self.device.type == "cuda" and "cuda" in state:
                 torch.cuda.set_rng_state(state["cuda"], self.device)
             return
-        text = f"{self.checkpoint} is of {len(states)} processes, this run has {utils.world_size()}"
+        text = f"the checkpoint is of {len(states)} processes, this run has {utils.world_size()}"
         if self.args.deterministic:
             raise InputError(f"{text}; --deterministic needs the same number")
         self.print(f"warning: {text}; it goes on, but not exactly as it would have")
@@ -242,7 +269,7 @@ class Run:
 
     def stop(self):
         if not utils.rank():
-            how = f"the same command with --resume goes on from {self.checkpoint}"
+            how = f"the same command with --resume goes on from {self.out / CHECKPOINTS[0]}"
             print(f"stopped by SIGTERM; {how}", file=sys.stderr)
         # The first rank to end makes torchrun end the others, so rank 0 has to be done by then.
         self.finish()
@@ -251,7 +278,7 @@ class Run:
     # ---------------------------------------------------------------------------- output
 
     def print(self, *lines):
-        if not utils.rank():
+        if lines and not utils.rank():
             print(*lines, sep="\n", flush=True)
 
     def write_json(self, name, value):
@@ -305,17 +332,30 @@ def check_identity(path, found, wanted):
             )
 
 
-def load_checkpoint(folder):
-    """The checkpoint in the folder of a run."""
-    path = folder / "checkpoint.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state["identity"]
-    except Exception as error:  # torch raises many types on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        text = f"{path}: not a usable checkpoint ({reason}); remove {folder} to start anew"
-        raise InputError(text) from None
-    return state
+def find_checkpoint(folder):
+    """The checkpoints in the folder of a run, the last one first."""
+    return [folder / name for name in CHECKPOINTS if (folder / name).exists()]
+
+
+def load_checkpoint(folder, warn=print):
+    """(path, content) of the last checkpoint in the folder of a run, or of the one before, if the
+    last is damaged."""
+    paths = find_checkpoint(folder)
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state["identity"]["split"]
+            return path, state
+        except Exception as error:  # torch raises many types on a damaged file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason if isinstance(error, (OSError, ValueError)) else type(error).__name__
+            if path != paths[-1]:
+                warn(f"warning: {path} is damaged ({reason}); going on from the one before")
+    raise InputError(f"{paths[-1]}: no usable checkpoint ({reason}); remove {folder} to start anew")
 
 
 class Log:

@@ -14,7 +14,6 @@ import bisect
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import update_bn
 
 import cli
 import data
@@ -220,12 +219,13 @@ def main(args, load=data.load, distributed=True):
             scaler.update()
             run.after_step()
 
-        if args.precise_bn:  # on full batches alone, as update_bn gives every batch the same weight
+        run.save()  # what may be wrong with an evaluation image must not cost the epoch
+        if args.precise_bn:
             network.drop_path = 0.0
             some = data.random_subset(len(train_set), max(args.precise_bn, part_size))
             batches = data.batches(train_set, task.view, part_size, device, some, seed)
             with autocast:
-                update_bn((task.prepare(*batch, train=True)[0] for batch in batches), network)
+                utils.precise_bn(network, (task.prepare(*b, train=True)[0] for b in batches))
         batches = data.batches(test_set, task.view, args.batch_size, device)
         result = run.check_finite(utils.evaluate(network, task, batches, autocast))
         run.after_epoch(lr, result, unreadable=utils.count_distinct(train_set.unreadable))

@@ -3,12 +3,17 @@ meters, evaluation, counts, the learning rate."""
 
 import math
 import os
+import threading
+import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
 from cli import InputError
+
+PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
 
 # --------------------------------------------------------------------------------------------------
 # Set-up
@@ -17,7 +22,7 @@ from cli import InputError
 def setup(args, distributed=True):
     """Joins the other ranks if torchrun started us, seeds torch and returns the device. Without
     `distributed` a process under torchrun works alone."""
-    world = int(os.environ.get("WORLD_SIZE", 1)) if distributed else 1
+    world = started_ranks() if distributed else 1
     name = args.device
     if world > 1 and name == "cuda":
         name = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -26,6 +31,7 @@ def setup(args, distributed=True):
         raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
     if world > 1 and not dist.is_initialized():
         join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        end_with_parent()
     if distributed:  # torchrun --max_restarts; on several nodes not all count the same restarts
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         args.resume = any(gather(args.resume or restarted))
@@ -35,6 +41,32 @@ def setup(args, distributed=True):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     return device
+
+
+def started_ranks():
+    """How many processes torchrun started. InputError if another launcher started several."""
+    if "WORLD_SIZE" not in os.environ:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if tasks != "1" and "SLURM_PROCID" in os.environ:
+            raise InputError(f"srun started {tasks} tasks of this: start one a node, with torchrun")
+        return 1
+    names = "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise InputError(f"WORLD_SIZE is set, {', '.join(missing)} not: start it with torchrun")
+    return int(os.environ["WORLD_SIZE"])
+
+
+def end_with_parent():
+    """Ends this process soon after torchrun has gone, which when killed leaves its ranks behind."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def open_device(name):
@@ -51,15 +83,16 @@ def open_device(name):
 
 
 def join_ranks(backend):
-    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
-        dist.init_process_group(backend)
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend, timeout=PATIENCE)
         return
     # On one machine, where all ranks count the same restarts: torchrun keeps its store when it
     # starts the ranks again, with the addresses of the dead ones in it
     # (github.com/pytorch/pytorch/issues/135712).
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    ranks = {"rank": rank, "world_size": world_size}
+    dist.init_process_group(backend, store=store, timeout=PATIENCE, **ranks)
 
 
 def check_batch_size(batch_size, images, accumulate=1):
@@ -205,6 +238,35 @@ class Meter:
         if not scores.any():
             return {}
         return {"loss": (loss / scores[-1]).item(), **self.task.metrics(scores)}
+
+
+@torch.no_grad()
+def precise_bn(network, batches):
+    """Re-estimates the statistics of BN on inputs of equal size: those of all of them together, of
+    all ranks. (update_bn averages the variances of the batches, which leaves out how far their
+    means are apart.) All ranks call it."""
+    moments, hooks, count = {}, [], 0  # {BN: sums over the batches of mean and mean square}
+
+    def add(bn, inputs):
+        var, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+        sums = torch.stack([mean.double(), var.double() + mean.double() ** 2])  # (2, C)
+        moments[bn] = moments.get(bn, 0) + sums
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            hooks.append(module.register_forward_pre_hook(add))
+    network.train()
+    for x in batches:
+        network(x)
+        count += 1
+    for hook in hooks:
+        hook.remove()
+    average(list(moments.values()))
+    for bn, sums in moments.items():
+        mean, square = sums / count
+        bn.running_mean.copy_(mean)
+        bn.running_var.copy_(square - mean**2)
 
 
 @torch.inference_mode()

@@ -140,3 +140,13 @@ def test_paper_list(shared_data):
     ids = [entry["id"] for entry in json.loads(path.read_text())]
     assert len(ids) == 500
     assert all(len(load_arch(f"{path}:{i}").normal) == 8 for i in ids[::25])
+
+
+@pytest.mark.parametrize("arch_id", ["../../escaped", "a/b", "..", "", "a b", "é"])
+def test_ids_are_no_paths(tmp_path, arch_id):
+    path = tmp_path / "archs.json"
+    path.write_text(json.dumps([dict(entry_of("darts_v1"), id=arch_id)]))
+    with pytest.raises(InputError, match="letters, digits"):
+        genotypes.load_archs(path)
+    path.write_text(json.dumps([dict(entry_of("darts_v1"), id="a.b_c-0")]))
+    assert list(genotypes.load_archs(path)) == ["a.b_c-0"]

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """Bad input: the message names the value and what to do about it."""
 
 
+class TrainingError(InputError):
+    """What is wrong with one training of a sweep, while others may go well."""
+
+
 def run(main, parse_args, argv=None):
     """Calls `main(parse_args(argv))` as a script does. User errors, and files that cannot be read
     or written, end it with one line and exit code 2; a bug keeps its traceback."""

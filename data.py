@@ -8,8 +8,7 @@ stay on disk (image_files.py), and workers decode and crop each image for its ba
     imagenet22k  on disk: PATH/<class>/*, to search on: it has no evaluation part
     cityscapes   on disk: PATH/leftImg8bit/{train,val}/<city>/*, masks in PATH/gtFine/{train,val}
 
-As a script it is a data doctor: it loads a data set as training does, prints what it found, and
-exits with 1 if training on it would fail.
+As a script it is a data doctor: it prints what it finds, and exits with 1 if training would fail.
 
     python data.py --dataset folder --data my_photos/ --size 64
 """
@@ -30,7 +29,7 @@ from PIL import Image
 import cli
 import image_files
 from cli import InputError, at_least
-from image_files import DataSet, View
+from image_files import DataSet, ImageFiles, View
 from shapes import SHAPES, load_shapes
 
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by
@@ -39,9 +38,9 @@ SPLIT_SEED = 0
 HELD_OUT_22K = 50_000  # images of the held-out half of ImageNet-22K to evaluate on
 HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_BYTES = 16 * 2**30  # of pixels in memory
-# The --size of a folder, if none is given: the largest that its photos fill and that takes a
-# quarter of MAX_BYTES at most. At 160 the ImageNet stem divides by 8 first, and a step of a search
-# takes 0.3 of the time of one at 32 (on a CPU); below 144 a jigsaw's tiles would be too small.
+# The --size of a folder is the larger that its photos fill in a quarter of MAX_BYTES. With the
+# ImageNet stem a step of a search at 160 takes 0.3 of the time of one at 32 (on a CPU); below 144
+# the tiles of a jigsaw would be too small.
 SIZES = 32, 160
 
 
@@ -49,15 +48,10 @@ class ImageSet(DataSet):
     """In memory: images (N, S, S, 3) uint8 RGB."""
 
     padded_crops = True
-    per_image = ("images", *DataSet.per_image)
 
     def __init__(self, images, labels=None, classes=(), masks=None, names=None):
         super().__init__(names or [str(i) for i in range(len(images))], labels, classes, masks)
-        self.images = images
-
-    @property
-    def size(self):
-        return self.images.shape[1]
+        self.images, self.size = images, images.shape[1]
 
     def resize(self, size):
         """Scales the images to a half or a quarter of their size."""
@@ -65,10 +59,9 @@ class ImageSet(DataSet):
         if size == whole:
             return
         if size * block != whole or block not in (2, 4):
-            scales = f"{whole // 2} and {whole // 4}, the means of 2 x 2 and 4 x 4 pixels"
-            raise InputError(f"--size {size}: the images are {whole} x {whole}; also {scales}")
+            raise InputError(f"--size {size}: not {whole}, {whole // 2} or {whole // 4}")
         blocks = self.images.view(len(self), size, block, size, block, 3)
-        self.images = blocks.float().mean((2, 4)).round().byte()  # (N, size, size, 3)
+        self.images, self.size = blocks.float().mean((2, 4)).round().byte(), size  # (N, S, S, 3)
         if self.masks is not None:  # the pixel next to the middle of each block
             self.masks = self.masks[:, block // 2 :: block, block // 2 :: block]
 
@@ -76,12 +69,6 @@ class ImageSet(DataSet):
         targets = getattr(self, view.targets) if view.targets else None
         for index in parts:
             yield self.images[index], None if targets is None else targets[index], index
-
-    def content(self):
-        return [os.fsencode("\n".join(self.names))]
-
-    def examine(self, index):
-        return []
 
 
 def load(name: str, path=None, size: int | None = None, limit: int | None = None, workers=0):
@@ -105,12 +92,12 @@ def read(name, path, size, limit):
         raise InputError(f"--dataset {name} needs --data PATH")
     sets = []
     for part in DATASETS[name](Path(path or ""), size, limit):
-        if part is not None and limit and limit < len(part):
+        if limit and limit < len(part):
             part = part.subset(random_subset(len(part), limit))
-        if part is not None and size:
+        if size:
             part.resize(size)
         sets.append(part)
-    return sets
+    return sets if len(sets) == 2 else [*sets, None]
 
 
 def check(path, train, test):
@@ -118,10 +105,9 @@ def check(path, train, test):
     if test is not None and test.unreadable:  # a metric over fewer images would not be comparable
         bad = f"{len(test.unreadable)} unreadable files in the evaluation part"
         raise InputError(f"{bad}, first {next(iter(test.unreadable))}: mend or remove them")
-    bad, total = len(train.unreadable), len(train.unreadable) + train.formats.total()
-    if bad > image_files.MAX_UNREADABLE * total:
-        bad = f"{bad} of {total} images below {path} are unreadable"
-        raise InputError(f"{bad}, first {next(iter(train.unreadable))}")
+    bad, good = train.unreadable, train.formats.total()
+    if len(bad) > image_files.MAX_UNREADABLE * (len(bad) + good):
+        raise InputError(f"{path}: {len(bad)} images are unreadable, first {next(iter(bad))}")
     if len(train) < 2 or test is not None and not len(test):
         counts = f"{len(train)} images to train and {len(test or [])} to evaluate"
         raise InputError(f"{path}: {counts} are not enough")
@@ -151,8 +137,8 @@ def split_hash(*parts):
         if isinstance(part, torch.Tensor):
             digest.update(part.numpy())
         elif part is not None:
-            for piece in part.content():
-                digest.update(piece)
+            in_list = isinstance(part.names, list)  # not in an array of bytes
+            digest.update(os.fsencode("\n".join(part.names)) if in_list else part.names.tobytes())
         digest.update(b"\n\n")
     return digest.hexdigest()[:12]
 
@@ -166,7 +152,7 @@ def batches(dataset, view: View, batch_size: int, device, index=None, seed=None,
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     index = torch.arange(len(dataset)) if index is None else index
     if seed is None:
-        whole = dataset.whole_masks and view.targets == "masks"
+        whole = view.targets == "masks" and isinstance(dataset, ImageFiles)
         parts = index[rank::world].split(1 if whole else max(1, batch_size // world))
     else:  # the same order for all ranks; torch's state is not touched
         order = np.random.default_rng(seed).permutation(len(index))
@@ -207,8 +193,9 @@ def read_cifar10(path, *_):
             with FileLock(path / "cifar10.lock"):  # of all ranks one fetches it
                 sources = parts(download=True)
         except (OSError, RuntimeError) as error:
-            hint = f"put cifar-10-python.tar.gz into {path}"
-            raise InputError(f"no download of CIFAR-10 ({error}); {hint}") from None
+            raise InputError(
+                f"no CIFAR-10 ({error}); put cifar-10-python.tar.gz into {path}"
+            ) from None
     for source in sources:
         images, labels = torch.from_numpy(source.data), torch.tensor(source.targets)
         dataset = ImageSet(images, labels, source.classes)
@@ -217,17 +204,16 @@ def read_cifar10(path, *_):
 
 
 def read_folder(root, size, limit):
-    """Whatever could be read of the training and the evaluation part of a folder."""
     if not root.is_dir():
         raise InputError(f"--data {root}: no such folder")
     found, left_out = list_images(root)
     train_root = root / "train" if (root / "train").is_dir() else root
-    val_roots = root / "val", root / "test"
-    test_root = next((folder for folder in val_roots if folder.is_dir()), None)
-    test_paths = [f for f in found if test_root in f.parents]
+    val_roots = [folder for folder in (root / "val", root / "test") if folder.is_dir()]
+    test_root = val_roots[0] if val_roots else train_root
+    test_paths = [f for f in found if val_roots and test_root in f.parents]
     paths = [f for f in found if train_root in f.parents and not {*val_roots} & {*f.parents}]
     if not paths:
-        raise InputError(f"{train_root}: no images ({', '.join(sorted(image_files.EXTENSIONS))})")
+        raise InputError(f"{train_root}: no images ({', '.join(image_files.EXTENSIONS)})")
     left_out["outside the folders that are used"] = len(found) - len(paths) - len(test_paths)
 
     classes, notes = [], []
@@ -238,13 +224,13 @@ def read_folder(root, size, limit):
         image_files.check_classes(test_root, test_classes, classes)
     if not size:
         size, *notes = fitting_size(paths)
-    if not test_root:
+    if not val_roots:
         held_out = random_subset(len(paths), max(1, round(HELD_OUT * len(paths)))).tolist()
         test_paths = [paths[i] for i in held_out]
         paths = sorted({*paths} - {*test_paths}, key=Path.as_posix)
 
     sets = []
-    for folder, part in ((train_root, paths), (test_root or train_root, test_paths)):
+    for folder, part in ((train_root, paths), (test_root, test_paths)):
         chosen = [part[i] for i in random_subset(len(part), limit).tolist()]
         dataset = read_images(folder, chosen, size)
         left_out["beyond --limit"] += len(part) - len(chosen)
@@ -259,7 +245,7 @@ def read_folder(root, size, limit):
     endings = Counter(Path(name).suffix.lower() for name in train.names + test.names)
     counts = f"{len(train)} images to train, {len(test)} to evaluate, {listed(endings)}"
     train.notes = [f"{root}: {counts}", f"left out: {listed(left_out)}", *notes]
-    if not test_root:  # one folder, of which some files are unreadable
+    if not val_roots:  # one folder, of which some files are unreadable
         train.unreadable, test.unreadable = train.unreadable | test.unreadable, {}
     return sets
 
@@ -270,10 +256,9 @@ def list_images(root):
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = [s for s in subfolders if not s.startswith(".")]
         for path in (Path(folder, name) for name in names):
-            kind = path.suffix.lower() or "without an ending"
-            if path.name.startswith("."):
-                others["hidden"] += 1
-            elif kind in image_files.EXTENSIONS:
+            hidden = path.name.startswith(".")
+            kind = "hidden" if hidden else path.suffix.lower() or "without an ending"
+            if kind in image_files.EXTENSIONS:
                 images.append(path)
             else:
                 others[kind] += 1
@@ -304,9 +289,9 @@ def fitting_size(paths):
 
 def read_images(root, paths, size):
     """An ImageSet of those files that can be read."""
-    if (needed := len(paths) * size * size * 3) > MAX_BYTES:
-        memory = f"{needed / 2**30:.0f} GiB of memory; use --limit or a smaller --size"
-        raise InputError(f"{len(paths)} images of {size} x {size} take {memory}")
+    if len(paths) * size * size * 3 > MAX_BYTES:
+        images = f"{len(paths)} images of {size} x {size}"
+        raise InputError(f"{images} take too much memory; use --limit or a smaller --size")
     images = np.empty((len(paths), size, size, 3), np.uint8)
 
     def middle_square(W, H):
@@ -326,14 +311,14 @@ def read_images(root, paths, size):
     return dataset
 
 
-# What reads the training and the evaluation part (or None) of each; it gets --data, --size and
-# --limit. What it does not do about size and limit, `read` does afterwards.
+# What reads the training and perhaps an evaluation part of each, given --data, --size and --limit;
+# what it does not do about size and limit, `read` does afterwards
 DATASETS = {
     "shapes": read_shapes,
     "cifar10": read_cifar10,
     "folder": read_folder,
     "imagenet": image_files.read_imagenet,
-    "imagenet22k": lambda root, *_: (image_files.read_classes(root), None),
+    "imagenet22k": lambda root, *_: [image_files.read_classes(root)],
     "cityscapes": image_files.read_cityscapes,
 }
 
@@ -343,52 +328,37 @@ DATASETS = {
 
 def add_arguments(group):
     """The options that name a data set."""
-    limit, size = "use a seeded choice of N images of each part", "side of images or crops"
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
-    add(
-        "--data",
-        type=cli.path,
-        metavar="PATH",
-        help="the folder of images, or where cifar10 is or goes to",
-    )
-    add("--limit", type=at_least(2, int), metavar="N", help=limit)
-    add("--size", type=at_least(1, int), metavar="PIXELS", help=size)
+    add("--data", type=cli.path, metavar="PATH", help="the images, or where cifar10 goes to")
+    add("--limit", type=at_least(2, int), metavar="N", help="a fixed choice of N images a part")
+    add("--size", type=at_least(1, int), metavar="PIXELS", help="side of the images or crops")
 
 
 def describe(train, test):
     """What a run says about its data, as lines; `test` may be None."""
-    unreadable = train.unreadable | (test.unreadable if test else {})
-    lines = [f"left out, unreadable: {path} ({why})" for path, why in unreadable.items()]
+    notes = [note for part in (train, test) if part is not None for note in part.notes]
+    lines = [f"left out, unreadable: {path} ({why})" for path, why in train.unreadable.items()]
     more = [f"... and {len(lines) - 5} more; python data.py lists them"] if len(lines) > 5 else []
-    return [*train.notes, *lines[:5], *more]
+    return [*notes, *lines[:5], *more]
 
 
-def examine(train, test):
-    """All that the doctor finds, line by line."""
-    yield from train.notes
-    formats = Counter()
-    for title, dataset in (("training", train), ("evaluation", test)):
-        if dataset is None:
-            yield f"{title}: this data set has no such part"
-            continue
-        yield f"{title}: {len(dataset)} images"
-        if dataset.labels is not None:
-            counts = dataset.labels.bincount(minlength=len(dataset.classes)).tolist()
-            yield f"  {min(counts)} to {max(counts)} in each of {len(counts)} classes, the first:"
-            yield from (f"  {name}: {n}" for name, n in zip(dataset.classes[:50], counts))
-        for line in dataset.examine(random_subset(len(dataset), 1000)):
-            yield f"  {line}"
-        yield from (f"  unreadable: {path} ({why})" for path, why in dataset.unreadable.items())
-        formats += dataset.formats
-    if formats:
-        yield f"modes and sizes: {len(formats)} different, the most frequent:"
-        yield from (f"  {count} of {name}" for name, count in formats.most_common(10))
-    for what, classes in (("labels", train.classes), ("masks", train.mask_classes)):
-        if getattr(train, what) is None:
-            yield f"{what}: none ({getattr(train, f'why_no_{what}')})"
-        else:
-            yield f"{what}: {len(classes)} classes"
+def examine(title, dataset):
+    """What the doctor finds in a part of a data set, line by line."""
+    if isinstance(dataset, ImageFiles):
+        dataset.examine(random_subset(len(dataset), 1000))
+    yield from dataset.notes
+    yield f"{title}: {len(dataset)} images"
+    if dataset.formats:
+        often = dict(dataset.formats.most_common(10))
+        yield f"  decoded {dataset.formats.total()}, most of them {listed(often)}"
+    yield from (f"  unreadable: {path} ({why})" for path, why in dataset.unreadable.items())
+    for what, classes in (("labels", dataset.classes), ("masks", dataset.mask_classes)):
+        none = f"none ({getattr(dataset, f'why_no_{what}')})"
+        yield f"  {what}: {none if getattr(dataset, what) is None else f'{len(classes)} classes'}"
+    if dataset.labels is not None:
+        counts = dataset.labels.bincount(minlength=len(dataset.classes)).tolist()
+        yield from (f"  {name}: {n}" for name, n in zip(dataset.classes[:50], counts))
 
 
 def parse_args(argv=None):
@@ -400,8 +370,9 @@ def parse_args(argv=None):
 def main(args):
     try:
         train, test = read(args.dataset, args.data, args.size, args.limit)
-        for line in examine(train, test):
-            print(line)
+        for title, part in (("training", train), ("evaluation", test)):
+            if part is not None:
+                print(*examine(title, part), sep="\n")
         check(args.data, train, test)
     except InputError as error:
         print(f"training would fail: {error}")

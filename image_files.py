@@ -5,7 +5,6 @@ import hashlib
 import math
 import os
 import platform
-import shutil
 import signal
 import warnings
 from collections import Counter
@@ -20,9 +19,9 @@ from filelock import FileLock
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
-from cli import InputError
+from cli import InputError, replace_file
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
 
 
@@ -35,14 +34,13 @@ class View(NamedTuple):
 
 
 # --------------------------------------------------------------------------------------------------
-# Crops of images on disk. Each gets the size of the image and, in training, a random generator. It
-# returns the box (left, top, right, bottom) to take, which may reach over the edges of the image,
-# and the (w, h) to scale it to.
+# Crops of images on disk: from the image's width and height, and a random generator or None, to the
+# box (left, top, right, bottom) to take, which may reach over the edges of the image, and the
+# (w, h) to scale it to. Without a generator, for evaluation, it is in the middle.
 
 
 def window(W, H, w, h, size, rng):
-    """A square of that size anywhere in the image scaled to (w, h), without a generator in its
-    middle. Where the image is smaller, it likewise lies in the square."""
+    """A square in the image scaled to (w, h); where that is smaller, it lies in the square."""
 
     def start(room):
         return room // 2 if rng is None else rng.integers(min(room, 0), max(room, 0) + 1)
@@ -76,8 +74,7 @@ def photo_crop(W, H, view, rng):
 
 
 def scene_crop(W, H, view, rng):
-    """Cityscapes: a window of the image scaled by 0.5 to 2; for evaluation unscaled, and with masks
-    the whole image."""
+    """Cityscapes: a window of the image scaled by 0.5 to 2; evaluation: unscaled, masks whole."""
     if rng is None and view.targets == "masks":
         return (0, 0, W, H), (W, H)
     scale = 1 if rng is None else rng.uniform(0.5, 2)
@@ -95,25 +92,21 @@ def resized(image, box, size, resample, fill):
     inner = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
     x, y = round((inner[0] - left) * sx), round((inner[1] - top) * sy)
     w, h = round((inner[2] - left) * sx) - x, round((inner[3] - top) * sy) - y
-    part = image.resize((w, h), resample, inner, reducing_gap=3.0)
-    if (w, h) == size:
-        return np.asarray(part)
     canvas = Image.new(image.mode, size, fill)
-    canvas.paste(part, (x, y))
+    canvas.paste(image.resize((w, h), resample, inner, reducing_gap=3.0), (x, y))
     return np.asarray(canvas)
 
 
 def read_rgb(path, crop, fill=(0, 0, 0)):
-    """Any image file, upright and RGB: what crop(width, height) takes of it as uint8 (h, w, 3), its
-    (width, height), mode and size as text. On a broken file it raises whatever Pillow does."""
+    """Of any image file, upright and RGB: what crop(width, height) takes as uint8 (h, w, 3); its
+    (width, height); mode and size as text. On a broken file it raises whatever Pillow does."""
     with Image.open(path) as image:
         found, full_width = f"{image.mode} {image.width} x {image.height}", image.width
         if image.format not in ("JPEG", "MPO"):
             image.load()  # turns a TIFF upright, so before its orientation is looked at
-        sideways = False
+        order = 1
         with suppress(Exception):  # Pillow fails in many ways on a broken tag; the image is fine
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        order = -1 if sideways else 1
+            order = -1 if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else 1
         W, H = image.size[::order]
         box, size = crop(W, H)
         # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is enough.
@@ -123,21 +116,18 @@ def read_rgb(path, crop, fill=(0, 0, 0)):
         image.load()
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
-        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-            image = to_8_bits(image)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
         box = [scale * edge for edge in box]
-        return resized(image, box, size, Image.Resampling.BILINEAR, fill), (W, H), found
+        return resized(to_rgb(image), box, size, Image.Resampling.BILINEAR, fill), (W, H), found
 
 
-def to_8_bits(image):
-    """An image of 16 bits or of floating point, which convert("RGB") would clip at 255."""
-    pixels = np.asarray(image, np.float32)
-    white = 255 if pixels.max() <= 255 else 65535
-    if image.mode == "F" and pixels.max() <= 1:
-        white = 1
-    return Image.fromarray((pixels * (255 / white)).clip(0, 255).astype(np.uint8))
+def to_rgb(image):
+    if image.mode.startswith(("I", "F")):  # 16 bits or floating point; `convert` would clip at 255
+        pixels = np.asarray(image, np.float32)
+        white = 255 if pixels.max() <= 255 else 65535
+        if image.mode == "F" and pixels.max() <= 1:
+            white = 1
+        image = Image.fromarray((pixels * (255 / white)).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # fmt: off
@@ -154,8 +144,7 @@ PHOTO, RAW_IDS, TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine
 
 
 def read_mask(path, image_size, crop):
-    """What `crop` takes of a Cityscapes mask as uint8 (h, w): 0 to 18, or 255 where there is no
-    class and beyond the edges of the image."""
+    """What `crop` takes of a Cityscapes mask as uint8 (h, w): 0 to 18, 255 where none counts."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -163,8 +152,7 @@ def read_mask(path, image_size, crop):
         raise OSError(f"its mask {path}: {error}") from None
     if image.size != image_size or image.mode not in ("L", "P"):
         found = f"{path}: a mask of mode {image.mode}, {image.width} x {image.height}"
-        wanted = f"8 bits a pixel and the size of its image, {image_size[0]} x {image_size[1]}"
-        raise InputError(f"{found}; it must have {wanted}")
+        raise InputError(f"{found}; it must have 8 bits and be {image_size[0]} x {image_size[1]}")
     mask = resized(image, *crop(*image_size), Image.Resampling.NEAREST, 255)
     if path.endswith(RAW_IDS):
         return TRAIN_ID[mask]
@@ -190,76 +178,41 @@ def try_all(read, items, threads=None):
 # An index of the files of a large data set: scanned once, then memory-mapped by all processes
 
 
-class Names:
-    """A sequence of file names: those numbered `rows` of all that lie in one buffer of bytes, each
-    with a zero at its end; `starts` has where each begins, and the end of the last."""
-
-    def __init__(self, buffer, starts, rows=None):
-        self.buffer, self.starts = buffer, starts
-        self.rows = np.arange(len(starts) - 1) if rows is None else rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        """A name, or Names for an array of indices."""
-        if np.ndim(i):
-            return Names(self.buffer, self.starts, self.rows[np.asarray(i)])
-        start, end = self.starts[self.rows[i] :][:2]
-        return os.fsdecode(self.buffer[start : end - 1].tobytes())
-
-
-INDEX = ("names", "starts", "folder")  # its files
-
-
 def scan(root, folders):
-    """The INDEX of the image files in the folders: names and starts as in Names, and the number of
-    each file's folder."""
-    endings, chunks, counts = tuple(os.fsencode(e) for e in EXTENSIONS), [], []
+    """The index of the image files in these folders of root: an array with the fields "name",
+    <folder>/<file> as bytes, and "folder", the folder's number."""
+    endings, names = tuple(map(os.fsencode, EXTENSIONS)), []
     for folder in folders:
         files = sorted(os.listdir(os.path.join(root, folder)))
         files = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
-        chunks.append(b"".join(b"%b/%b\0" % (folder, f) for f in files))
-        counts.append(len(files))
-    names = np.frombuffer(b"".join(chunks), np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(names == 0) + 1])
-    return names, starts, np.repeat(np.arange(len(folders), dtype=np.int32), counts)
+        names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
+    counts = [len(array) for array in names]
+    if not any(counts):
+        raise InputError(f"{os.fsdecode(root)}: no images in its {len(folders)} folders")
+    folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
+    return np.rec.fromarrays([np.concatenate(names), folder], names="name,folder")
 
 
 def index_of(root):
-    """(Names, the number of each file's folder (N,) int32, the folders) of the image files in the
-    folders of root. The name of the cached index holds what root and its folders are called and
-    when they last changed: a stale one is never used."""
+    """The index of the image files in the folders of root, and the folders. Its file is named by
+    root, the folders and when they last changed: a stale index is never used."""
     root = os.fsencode(os.path.abspath(root))
     with os.scandir(root) as entries:
         folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
-    stamp = hashlib.sha256(repr(sorted(EXTENSIONS)).encode())
-    for folder in [b".", *folders]:
-        stamp.update(b"%b/%d/" % (folder, os.stat(os.path.join(root, folder)).st_mtime_ns))
-    key = hashlib.sha256(os.fsencode(platform.node()) + b":" + root).hexdigest()[:16]
+    changed = [os.stat(os.path.join(root, f)).st_mtime_ns for f in [b".", *folders]]
+    place, content = (platform.node(), root), (EXTENSIONS, folders, changed)
+    key, stamp = (hashlib.sha256(repr(x).encode()).hexdigest()[:16] for x in (place, content))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unnas"
-    place, partial = cache / f"{key}-{stamp.hexdigest()[:16]}", cache / f"{key}-partial"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f"{key}.lock").acquire()
-    except OSError as error:
-        hint = "set XDG_CACHE_HOME to a folder where indexes can be kept"
-        raise InputError(f"{cache}: {error.strerror}; {hint}") from None
-    with lock:  # one process scans; the others wait, and find what it has made
-        if not place.is_dir():
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{key}-{stamp}.npy"
+    with FileLock(cache / f"{key}.lock"):  # one process scans; the others find what it has made
+        if not path.exists():
             for old in cache.glob(f"{key}-*"):  # also what a killed process left
-                shutil.rmtree(old, ignore_errors=True)
-            arrays = scan(root, folders)
-            if not len(arrays[0]):
-                where = f"{os.fsdecode(root)}: no images in its {len(folders)} folders"
-                raise InputError(f"{where} ({', '.join(sorted(EXTENSIONS))})")
-            partial.mkdir(exist_ok=True)
-            for name, array in zip(INDEX, arrays):
-                np.save(partial / name, array)
-            partial.rename(place)
-        # Mode "c" is copy on write: nobody writes, but torch wants arrays that could be written.
-        names, starts, folder = (np.load(place / f"{n}.npy", "c").view(np.ndarray) for n in INDEX)
-    return Names(names, starts), folder, [os.fsdecode(f) for f in folders]
+                with suppress(OSError):  # Windows keeps a file that is in use
+                    old.unlink()
+            index = scan(root, folders)
+            replace_file(path, lambda file: np.save(file, index))
+        return np.load(path, mmap_mode="r"), [os.fsdecode(f) for f in folders]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -268,14 +221,10 @@ def index_of(root):
 
 class DataSet:
     """In memory (data.ImageSet) or on disk (ImageFiles). `names` identify the images; labels (N,)
-    are integers or None, masks (N, S, S) in memory, paths on disk, or None; `unreadable` has the
-    files left out, {path: reason}, `formats` counts modes and sizes of the files.
-
-    Both kinds have `size`, the side of the images or by default of their crops, and `resize(size)`;
-    `fetch(parts, view, seed, device)`: images uint8 (B, h, w, 3), targets or None and indices for
-    each index tensor of `parts`, without a seed for evaluation; `content()`: the bytes that stand
-    for the images in a split's hash; `examine(index)`: decodes what is not yet, and returns lines.
-    """
+    are integers, masks (N, S, S) in memory or a list of paths; `size` is the side of the images or
+    the default one of their crops; `unreadable`, {path: reason}, are files left out, and `formats`
+    counts modes and sizes of the others. fetch(parts, view, seed, device) yields images uint8
+    (B, h, w, 3), targets or None, and indices for each index tensor of `parts`."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the channels; ImageNet's
     padded_crops, jitter = False, 0.0  # whether tasks pad and crop; strength of their colour jitter
@@ -283,8 +232,6 @@ class DataSet:
     why_no_labels = "a folder of images has them as train/<class>/*"
     why_no_masks = "shapes and cityscapes have them"
     workers = 0  # processes that decode
-    whole_masks = False  # masks are evaluated whole, and their sizes may differ
-    per_image = ("names", "labels", "masks")  # the attributes with an entry for each image
 
     def __init__(self, names, labels=None, classes=(), masks=None):
         self.names, self.labels, self.masks, self.classes = names, labels, masks, list(classes)
@@ -297,8 +244,8 @@ class DataSet:
         """The images of an index tensor, in its order."""
         part = copy.copy(self)
         part.unreadable, part.formats = {}, Counter()
-        for key in self.per_image:
-            values = getattr(self, key)
+        for key in ("names", "labels", "masks", "images"):
+            values = getattr(self, key, None)
             if isinstance(values, list):
                 setattr(part, key, [values[i] for i in index.tolist()])
             elif values is not None:
@@ -310,8 +257,7 @@ class ImageFiles(DataSet):
     """On disk: the files `names` below the folder `root`, decoded when they are needed and cropped
     by `crop`. `unreadable` grows as files are found to be so."""
 
-    size, whole_masks = 224, True
-    empty = ()  # folders without images
+    size = 224
 
     def __init__(self, root, names, crop, labels=None, classes=()):
         super().__init__(names, labels, classes)
@@ -320,14 +266,11 @@ class ImageFiles(DataSet):
     def resize(self, size):
         self.size = size
 
-    def content(self):
-        return self.names.buffer, self.names.rows
-
     def files(self, index, view):
         """[(i, its path, its mask's path if the view has masks)] of an index tensor"""
-        masks = self.masks if view.targets == "masks" else None
-        paths = [os.path.join(self.root, self.names[i]) for i in index.tolist()]
-        return [(i, path, masks and masks[i]) for i, path in zip(index.tolist(), paths)]
+        index, masks = index.tolist(), self.masks if view.targets == "masks" else None
+        paths = [os.path.join(self.root, os.fsdecode(self.names[i])) for i in index]
+        return [(i, path, masks and masks[i]) for i, path in zip(index, paths)]
 
     def fetch(self, parts, view, seed, device):
         batches = DataLoader(
@@ -355,14 +298,12 @@ class ImageFiles(DataSet):
             yield images, self.labels[index].long() if view.targets == "labels" else masks, index
 
     def examine(self, index):
+        """Decodes the images of an index tensor, for `formats` and `unreadable`."""
         view = View(None if self.masks is None else "masks", "area", 64)
         decoder = Decoder(self.crop, self.mean, view, seed=None)
-        files = self.files(index, view)
-        formats, errors = try_all(lambda file: decoder.decode(file)[2], files)
+        formats, errors = try_all(lambda file: decoder.decode(file)[2], self.files(index, view))
         self.formats.update(formats.values())
         self.unreadable |= {path: reason for (_, path, _), reason in errors.items()}
-        empty = [f"no images in folder {name}" for name in self.empty]
-        return [*empty, f"decoded {self.formats.total() + len(self.unreadable)} of them"]
 
 
 class Decoder:
@@ -385,9 +326,8 @@ class Decoder:
         return image, mask_path and read_mask(mask_path, size, crop), found
 
     def __getitem__(self, files):
-        """images (B, h, w, 3), masks (B, h, w) or None, indices (B,), {path: why it is unreadable};
-        images of the same batch stand in for those. An InputError is returned, as one raised in a
-        worker arrives with its traceback."""
+        """images (B, h, w, 3), masks (B, h, w) or None, indices (B,), {path: why it is unreadable}.
+        An InputError is returned, as one raised in a worker arrives with its traceback."""
         try:
             decoded, errors = try_all(self.decode, files, threads=1)
         except InputError as error:
@@ -395,81 +335,69 @@ class Decoder:
         unreadable = {path: reason for (_, path, _), reason in errors.items()}
         if unreadable and (self.seed is None or not decoded):
             path, reason = next(iter(unreadable.items()))
-            why = f"and so is a whole batch of {len(files)} images"
-            if self.seed is None:
-                why = "without it the result would not be comparable"
-            return InputError(f"{path}: unreadable ({reason}); {why}")
-        chosen = (list(decoded) * len(files))[: len(files)]
+            bad = f"{len(unreadable)} of the {len(files)} images of its batch are"
+            return InputError(f"{path}: unreadable ({reason}), as {bad}; mend or remove it")
+        chosen = (list(decoded) * len(files))[: len(files)]  # others stand in for those
         images, masks, _ = zip(*(decoded[file] for file in chosen))
         masks = np.stack(masks) if self.view.targets == "masks" else None
         return np.stack(images), masks, np.array([i for i, _, _ in chosen]), unreadable
 
 
-def ignore_sigterm(worker):
-    """It is for the process that trains, which ends its workers when it is done."""
+def ignore_sigterm(worker):  # it is for the process that trains, which ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading each data set
 
 
 def check_classes(root, classes, known):
     """InputError if the evaluation part below root has classes that the training part has not."""
     if new := sorted(set(classes) - set(known)):
-        names = ", ".join(new[:5])
-        raise InputError(f"{root}: classes that the training part does not have: {names}")
+        raise InputError(f"{root}: classes the training part does not have: {', '.join(new[:5])}")
 
 
 def read_classes(root, classes=None):
     """A folder of images for each class; of an evaluation part the training part's classes."""
-    names, folder, folders = index_of(root)
-    has_images = np.bincount(folder, minlength=len(folders)) > 0
-    found = [name for name, has in zip(folders, has_images) if has]
-    check_classes(root, found, classes or found)
+    index, folders = index_of(root)
+    counts = np.bincount(index["folder"], minlength=len(folders))
+    found = [name for name, count in zip(folders, counts) if count]
     classes = classes or found
+    check_classes(root, found, classes)
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number.get(name, -1) for name in folders], np.int32)[folder]
-    dataset = ImageFiles(root, names, photo_crop, torch.from_numpy(labels), classes)
-    dataset.empty = [name for name, has in zip(folders, has_images) if not has]
+    labels = np.array([number.get(name, -1) for name in folders], np.int32)[index["folder"]]
+    dataset = ImageFiles(root, index["name"], photo_crop, torch.from_numpy(labels), classes)
     dataset.jitter = 0.1
+    if empty := [name for name, count in zip(folders, counts) if not count]:
+        dataset.notes = [f"{root}: no images in {len(empty)} folders, first {empty[0]}"]
     return dataset
 
 
 def read_imagenet(root, *_):
     if not (root / "train").is_dir() or not (root / "val").is_dir():
-        layout = "train/ and val/, each with a folder of images for each class"
-        raise InputError(f"--data {root}: no folders {layout}")
+        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
     train = read_classes(root / "train")
     return train, read_classes(root / "val", train.classes)
+
+
+def scenes(root, ending):
+    """{<city>/<scene>: path} of the files below root with that ending"""
+    paths = sorted(root.glob(f"[!.]*/[!.]*{ending}"))
+    return {f.relative_to(root).as_posix().removesuffix(ending): str(f) for f in paths}
 
 
 def read_cityscapes(root, *_):
     sets, problems = [], []
     for part in ("train", "val"):
         images, masks = root / "leftImg8bit" / part, root / "gtFine" / part
-        names, *_ = index_of(images)
-        photos = {f.removesuffix(PHOTO): i for i, f in enumerate(names) if f.endswith(PHOTO)}
-        if not photos:
+        if not (photos := scenes(images, PHOTO)):
             raise InputError(f"{images}: no <city>/*{PHOTO}")
-        try:
-            found = list(index_of(masks)[0])
-        except (InputError, OSError):  # there are none, as is said below
-            found = []
-        mask_of = {}
-        for kind in (RAW_IDS, TRAIN_IDS):  # those of train ids go first
-            mask_of |= {f.removesuffix(kind): str(masks / f) for f in found if f.endswith(kind)}
-        dataset = ImageFiles(images, names[np.array([*photos.values()])], scene_crop)
-        dataset.masks = [mask_of.get(stem) for stem in photos]
+        mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
+        dataset = ImageFiles(images, [scene + PHOTO for scene in photos], scene_crop)
+        dataset.masks = [mask_of.get(scene) for scene in photos]
         dataset.mask_classes = list(CITYSCAPES.values())
         dataset.why_no_labels = "cityscapes has masks alone"
         sets.append(dataset)
-        for what, stems in (
-            ("images have no mask", photos.keys() - mask_of.keys()),
-            ("masks have no image", mask_of.keys() - photos.keys()),
-        ):
-            if stems:
-                problems.append(f"{masks}: {len(stems)} {what}, first {min(stems)}*")
+        if alone := photos.keys() - mask_of.keys():
+            problems.append(f"{masks}: {len(alone)} images have no mask, first {min(alone)}*")
+        if alone := mask_of.keys() - photos.keys():
+            problems.append(f"{masks}: {len(alone)} masks have no image, first {min(alone)}*")
     if problems:  # in either part: what is trained is evaluated
         for dataset in sets:
             dataset.masks, dataset.why_no_masks = None, "; ".join(problems)

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 import ops
-from cli import InputError
+from cli import InputError, TrainingError
 from genotypes import Genotype, NASBenchCell
 
 
@@ -126,7 +126,9 @@ def vertex_channels(cell: NASBenchCell, C_in, C_out):
     sharing = [v for v in range(1, last) if cell.matrix[v][last]]
     n = len(sharing)
     if n > C_out:
-        raise InputError(f"--width: {C_out} channels are too few for {n} vertices that share them")
+        raise TrainingError(
+            f"--width: {C_out} channels are too few for {n} vertices that share them"
+        )
     channels = [C_in] + [0] * (last - 1) + [C_out]
     for k, v in enumerate(sharing):
         channels[v] = C_out // n + (k < C_out % n)

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 
 import cli
 import utils
-from cli import InputError, at_least, format_metrics, format_seconds
+from cli import InputError, TrainingError, at_least, format_metrics, format_seconds
 
 CHECKPOINTS = "checkpoint.pt", "checkpoint.old.pt"  # the last one and the one before
 STOPPED = 75  # exit code EX_TEMPFAIL: start it again
@@ -202,7 +202,7 @@ class Run:
 
     def fail(self, what):
         epoch, step = self.epochs_done + bool(self.steps_done), self.steps_done or self.steps
-        raise InputError(
+        raise TrainingError(
             f"the {what} is not finite by epoch {epoch}, step {step}, task {self.args.task}: try a"
             " smaller --lr, --alpha_lr or --weight_decay, and look at the data"
         )

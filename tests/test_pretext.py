@@ -2,8 +2,8 @@
 
 import itertools
 
+import baseline_tasks
 import numpy as np
-import plain_tasks
 import pytest
 import torch
 
@@ -123,7 +123,7 @@ def test_colorization():
         assert x[k, 0, i, j].item() == pytest.approx((lightness / 100 - mean) / std, abs=1e-4)
 
 
-def test_plain_tasks_of_the_benchmark_compute_the_same():
+def test_baseline_tasks_compute_the_same():
     images = random_set(2)
     x, y = make_task("col", images).prepare(*batch_of(images), train=False)
     turned = [
@@ -134,16 +134,16 @@ def test_plain_tasks_of_the_benchmark_compute_the_same():
     ]
     tiles, _ = make_task("jig", images).prepare(*batch_of(images), train=False)
     for k, image in enumerate(images.images.numpy()):
-        lightness, bins = plain_tasks.plain_col(image)
+        lightness, bins = baseline_tasks.baseline_col(image)
         assert (
             np.corrcoef(lightness.ravel(), x[k].ravel())[0, 1] > 0.9999
             and (bins == y[k].numpy()).all()
         )
-        rotated, targets = plain_tasks.plain_rot(image)
+        rotated, targets = baseline_tasks.baseline_rot(image)
         assert targets.tolist() == [0, 1, 2, 3] and any(
             np.allclose(rotated, t[k], atol=1e-5) for t in turned
         )
-        shuffled, target = plain_tasks.plain_jig(image)
+        shuffled, target = baseline_tasks.baseline_jig(image)
         assert shuffled.shape == tiles.unflatten(0, (2, 4))[k].shape and 0 <= target < 24
 
 

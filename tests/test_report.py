@@ -98,10 +98,9 @@ def made_up(tmp_path):
     write_result(
         tmp_path / "sweep", "pdarts", "pdarts", 0, 99
     )  # for correlate.py, not for the page
-    labels = {"x": ["cifar10", "rot"], "y": ["imagenet", "cls"]}
-    pair = {**labels, "n": 20, "rho": 0.5, "rho_interval": [-0.1, 0.8]}
-    spaces = {"darts": {"n": 20, "pairs": [pair]}}
-    write(tmp_path / "correlation" / "correlations.json", {"spaces": spaces})
+    write(tmp_path / "correlation" / "correlations.json", {})
+    page = "# Rank correlations\n\n## DARTS\n\n| 0.50 [-0.10, 0.80] |\n\n![scatter](scatter.png)\n"
+    (tmp_path / "correlation" / "report.md").write_text(page)
     return tmp_path
 
 
@@ -109,25 +108,27 @@ def test_report(made_up, capsys):
     report.main(report.parse_args([str(made_up)]))
     text = (made_up / "report.md").read_text()
     for line in (
-        "| without labels | 1 | 70.50 | - | 70.50 | 75.8 (1) |",
-        "| with labels | 1 | 72.50 | - | 72.50 | 76.3 (1) |",
-        "| published | 1 | 60.00 | - | 60.00 | 74.9 (1) |",
-        "| random | 2 | 51.00 ± 1.41 | [38.29, 63.71] | 52.00 | - |",  # t(0.975, 1) = 12.71
+        "| without labels | 1 | 70.50 | - | 70.50 |",
+        "| with labels | 1 | 72.50 | - | 72.50 |",
+        "| published | 1 | 60.00 | - | 60.00 |",
+        "| random | 2 | 51.00 ± 1.41 | [38.29, 63.71] | 52.00 |",  # t(0.975, 1) = 12.71
         "| without labels | rot on imagenet, seed 0 | 70.50 ± 0.71 | 2 | 5.000 | 600.0 | 40 | 1:40 "
         "| 0:10 | 75.8 ± 0.18 |",
-        "| rot on imagenet | 0 | 2/2 | 1.000 / 0.990 | 0 / 1 | 5 / 3 | 1:40 |",
-        "| darts | cifar10 rot | imagenet cls | 20 | 0.50 | [-0.10, 0.80] | 0.82 |",
-        "With 1-2 seeds a training varies by 0.71 (std over seeds) and cells of one group by 1.41: "
-        "differences between groups below 22.01 cannot be told apart.",  # 12.71 * 1.41 * sqrt(1.5)
-        "- 1 trainings failed",
+        "| published | darts_v2 | 60.00 | 1 | 5.000 | 600.0 | 40 | - | 0:10 | 74.9 ± 0.08 |",
+        "| rot on imagenet, seed 0 | 2/2 | 1.000 / 0.990 | 0 / 1 | 5 / 3 | 1:40 |",
+        "## Rank correlations\n\n### DARTS\n\n| 0.50 [-0.10, 0.80] |\n",
+        "Cells of one group vary by 1.41, so that differences between groups below 22.01 cannot be "
+        "told apart.",  # 12.71 * 1.41 * sqrt(1.5)
+        "\n- 2026-01-01: torch 2.9, 1 x one CPU, commit abc\n",
+        "\n1 trainings failed.\n",
         "Settings: max_macs 600000000.0, lr 0.5\n",
-        "Settings: alpha_lr 0.003\n",
+        "1 x one CPU, commit abc. Settings: task rot, dataset imagenet, alpha_lr 0.003\n",
     ):
         assert line in text
     assert "99.00" not in text and text.count("## Trained for") == 1
     figures = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert {"accuracy_1.png", "alphas.png", "cell_rot.png", "cell_cls.png"} == set(figures)
-    assert all((made_up / name).stat().st_size > 10_000 for name in figures)
+    assert figures == ["alphas.png", "cell_cls.png", "cell_rot.png", "correlation/scatter.png"]
+    assert all((made_up / name).stat().st_size > 10_000 for name in figures[:3])
     assert not any(line.startswith("![") for line in capsys.readouterr().out.splitlines())
     rows = json.loads((made_up / "report.json").read_text())
     assert [row["mean"] for row in rows] == [72.5, 70.5, 60, 52, 50]
@@ -201,13 +202,29 @@ def test_report_of_nothing_of_use(tmp_path, capsys, content, message):
     [
         ("search_x/genotype.json", {"meta": {"history": []}}, "genotype.json: .*IndexError"),
         ("search_x/genotype.json", {"meta": {"history": [{}]}}, "genotype.json: .*'task'"),
-        ("c/correlations.json", {"spaces": {"darts": {}}}, "correlations.json: .*'pairs'"),
+        ("search_x/genotype.json", {"space": "darts"}, "genotype.json: .*'meta'"),
     ],
 )
 def test_malformed(made_up, name, content, message):
     write(made_up / name, content)
     with pytest.raises(cli.InputError, match=message):
         report.main(report.parse_args([str(made_up)]))
+
+
+def test_the_page_of_correlate_py_is_read_and_kept(made_up, capsys):
+    """From any folder the links to its figures hold; its own folder is no place for the report."""
+    report.main(report.parse_args([str(made_up), "--out", str(made_up / "a" / "b")]))
+    text = (made_up / "a" / "b" / "report.md").read_text()
+    assert "![scatter](../../correlation/scatter.png)" in text
+    folder = made_up / "correlation"
+    before = (folder / "report.md").read_text()
+    with pytest.raises(cli.InputError, match="correlation: .*choose another --out"):
+        report.main(report.parse_args([str(made_up), "--out", str(folder)]))
+    assert (folder / "report.md").read_text() == before
+    (folder / "report.md").unlink()
+    with pytest.raises(SystemExit):
+        cli.run(report.main, report.parse_args, [str(made_up)])
+    assert str(folder / "report.md") in capsys.readouterr().err
 
 
 def test_needs_no_torch(made_up):

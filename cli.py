@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import secrets
 import sys
@@ -40,9 +39,6 @@ def run(main, parse_args, argv=None):
         hint = "; the same command with --resume goes on" if hasattr(args, "resume") else ""
         print(f"{sys.argv[0]}: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
-    finally:
-        for worker in multiprocessing.active_children():  # they ignore the SIGTERM of a normal exit
-            worker.kill()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Image files: how they are decoded and cropped, and the data sets that stay on disk."""
 
+import atexit
 import copy
 import hashlib
 import math
+import multiprocessing
 import os
 import platform
 import signal
@@ -31,6 +33,7 @@ class View(NamedTuple):
     targets: str | None  # "labels", "masks" or nothing
     crop: str  # of images on disk: "area", a random part of any scale, or "window", of a fixed one
     size: int  # side of the crops in pixels
+    base: float = 1.0  # of street scenes, the share of their own size around which crops are scaled
 
 
 # --------------------------------------------------------------------------------------------------
@@ -74,11 +77,15 @@ def photo_crop(W, H, view, rng):
 
 
 def scene_crop(W, H, view, rng):
-    """Cityscapes: a window of the image scaled by 0.5 to 2; evaluation: unscaled, masks whole."""
+    """Cityscapes: a window of the image, whose shorter side is scaled to base * 2^u, u uniform in
+    -1 .. 1, and never below the crop, so that nothing is padded. base is 1024 for the evaluation
+    phase and 512 for searches and pretext tasks: here the image's own shorter side, and half of it.
+    Evaluation: with masks the whole image, without them the middle at base."""
     if rng is None and view.targets == "masks":
         return (0, 0, W, H), (W, H)
-    scale = 1 if rng is None else rng.uniform(0.5, 2)
-    return window(W, H, max(1, round(W * scale)), max(1, round(H * scale)), view.size, rng)
+    base, factor = view.base * min(W, H), 1 if rng is None else 2 ** rng.uniform(-1, 1)
+    scale = max(view.size, base * factor) / min(W, H)
+    return window(W, H, round(W * scale), round(H * scale), view.size, rng)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -273,6 +280,7 @@ class ImageFiles(DataSet):
         return [(i, path, masks and masks[i]) for i, path in zip(index, paths)]
 
     def fetch(self, parts, view, seed, device):
+        atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
         batches = DataLoader(
             Decoder(self.crop, self.mean, view, seed),
             batch_size=None,
@@ -347,6 +355,13 @@ def ignore_sigterm(worker):  # it is for the process that trains, which ends its
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def kill_workers():
+    """At the end of a process, whatever ends it: multiprocessing would send workers a SIGTERM and
+    wait for them for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def check_classes(root, classes, known):
     """InputError if the evaluation part below root has classes that the training part has not."""
     if new := sorted(set(classes) - set(known)):
@@ -391,7 +406,7 @@ def read_cityscapes(root, *_):
         mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
         dataset = ImageFiles(images, [scene + PHOTO for scene in photos], scene_crop)
         dataset.masks = [mask_of.get(scene) for scene in photos]
-        dataset.mask_classes = list(CITYSCAPES.values())
+        dataset.mask_classes, dataset.jitter = list(CITYSCAPES.values()), 0.1
         dataset.why_no_labels = "cityscapes has masks alone"
         sets.append(dataset)
         if alone := photos.keys() - mask_of.keys():

@@ -9,10 +9,10 @@ are slow on a CPU. In training it augments, after what workers did to images on 
 
               in memory (CIFAR-10)       ImageNet                    Cityscapes
               device                     worker | device             worker | device
-    cls, rot  padded crop, flip          random area | flip, jitter  window, 0.5x to 2x | flip
-    col       flip                       random area | flip          window, 0.5x to 2x | flip
-    jig       tile offsets, flip, grey   window | the same, jitter   window, 0.5x to 2x | the same
-    seg       flip                                                   window, 0.5x to 2x | flip
+    cls, rot  padded crop, flip          random area | flip, jitter  scaled window | flip, jitter
+    col       flip                       random area | flip          scaled window | flip
+    jig       tile offsets, flip, grey   window | the same, jitter   scaled window | same, jitter
+    seg       flip                                                   scaled window | flip, jitter
 """
 
 import itertools
@@ -147,7 +147,8 @@ class Task:
 
     def __init__(self, dataset, size, stem, search, device):
         self.size = self.input_size = size
-        self.view = View(self.targets, self.crop, size)
+        base = 1.0 if self.targets == "masks" and not search else 0.5  # 1024 and 512 on Cityscapes
+        self.view = View(self.targets, self.crop, size, base)
         self.padded_crops, self.jitter = dataset.padded_crops, dataset.jitter
         self.mean = torch.tensor(dataset.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(dataset.std, device=device).view(3, 1, 1)

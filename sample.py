@@ -1,12 +1,10 @@
 """Train many random architectures on many tasks: the sample-based study (Sec. 3 of the paper).
 
-Options that --help does not list are those of train.py and go to every training. Writes
-OUT/archs.json and OUT/<task>/<id>_s<seed>/result.json, which correlate.py reads. The same command
-again does what is missing. Any number of processes on any machines with a common disk may run it
-at the same time: each walks the list of trainings and skips those that are taken or done.
+Options that --help does not list go to train.py. Writes OUT/archs.json and
+OUT/<task>/<id>_s<seed>/result.json, which correlate.py reads. The same command again does what is
+missing; any number of processes on any machines with a common disk may share the work.
 
     python sample.py --space darts -n 4 --tasks cls rot --epochs 1    # embedded data, on a CPU
-    python sample.py --space nasbench101 -n 500 --draw_only --out runs/nb     # only archs.json
     torchrun --nproc_per_node=8 sample.py -n 500 --seeds 1 2 3 --dataset cifar10 --data data/
     python sample.py --status runs/sample_darts_cifar10
 """
@@ -26,15 +24,14 @@ import genotypes
 from cli import InputError, at_least
 from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotype, NASBenchCell
 
-# The size filter of the paper's DARTS sample, inferred from its list: as networks of width 16 and
-# 20 cells for CIFAR-10, all are within 20% of ResNet-56.
+# The size filter of the paper's DARTS sample, inferred from its list: CIFAR-10 networks of width 16
+# and 20 cells within 20% of ResNet-56
 PARAMS = 0.8 * 855_770, 1.2 * 855_770
 MACS = 0.8 * 125.75e6, 1.2 * 125.75e6
 NASBENCH_CELLS = 423_624  # that are not isomorphic to each other
 
 
 def parse_args(argv=None):
-    """The options of the sweep; those for train.py are in `train_argv`."""
     text = "Draw architectures and train each on each task. Other options are those of train.py."
     parser = argparse.ArgumentParser(description=text, formatter_class=cli.HelpFormatter)
     add = parser.add_argument_group("architectures").add_argument
@@ -68,9 +65,8 @@ def parse_args(argv=None):
 
 
 def draw_nasbench(rng: random.Random) -> NASBenchCell:
-    """A cell, uniform over the 423,624 that are not isomorphic to each other: a graph is drawn
-    uniformly from all upper triangular matrices with all labels, and kept with probability
-    1 / (number of these that are isomorphic to it)."""
+    """A cell, uniform over all that are not isomorphic to each other: a labelled upper triangular
+    matrix, uniform over all, is kept with probability 1 / (number of those isomorphic to it)."""
     sizes = range(2, MAX_VERTICES + 1)
     graphs = [2 ** (V * (V - 1) // 2) * len(NASBENCH_OPS) ** (V - 2) for V in sizes]
     while True:
@@ -78,10 +74,10 @@ def draw_nasbench(rng: random.Random) -> NASBenchCell:
         bits = rng.getrandbits(V * (V - 1) // 2)
         if bits.bit_count() > MAX_EDGES:
             continue
-        pairs = itertools.combinations(range(V), 2)
-        edges = [pair for k, pair in enumerate(pairs) if bits >> k & 1]
-        # All edges lead upwards. So every vertex is on a path from the first to the last if only
-        # the first has no edge that enters it and only the last has none that leaves it.
+        pairs = enumerate(itertools.combinations(range(V), 2))
+        edges = [pair for k, pair in pairs if bits >> k & 1]
+        # As edges lead upwards, all vertices are on paths from the first to the last if only the
+        # first has no edge that enters it and only the last has none that leaves it.
         sources, targets = {i for i, _ in edges}, {j for _, j in edges}
         if len(sources) < V - 1 or len(targets) < V - 1:
             continue
@@ -103,8 +99,7 @@ def labelings(edges, ops) -> set:
 
 
 def draw_darts(rng: random.Random) -> Genotype:
-    """Inputs of each node and their ops, uniform and independent, `none` and duplicates included,
-    as in the paper."""
+    """Inputs and ops uniform and independent, with `none` and duplicates, as in the paper."""
     edges = [(rng.choice(PRIMITIVES), rng.randrange(2 + k % 8 // 2)) for k in range(16)]
     return Genotype(edges[:8], [2, 3, 4, 5], edges[8:], [2, 3, 4, 5])
 
@@ -138,29 +133,27 @@ def darts_cost(genotype: Genotype):
 
 def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
     """{id: architecture}: n different ones, DARTS cells within the limits of the size filter."""
-    rng, found = random.Random(seed), {}
+    rng, found, misses = random.Random(seed), {}, 0
     while len(found) < n:
-        for _ in range(100_000):
-            if space == "nasbench101":
-                arch = draw_nasbench(rng)
-                key, fits = genotypes.nasbench_hash(arch), True
-            else:
-                arch = draw_darts(rng)
-                edges = arch.normal + arch.reduce  # the two edges of a node may change places
-                key = str([sorted(edges[k : k + 2]) for k in range(0, len(edges), 2)])
-                costs = zip(darts_cost(arch), (params, macs))
-                fits = all(low <= cost <= high for cost, (low, high) in costs)
-            if fits and key not in found:
-                found[key] = arch
-                break
+        if space == "nasbench101":
+            arch = draw_nasbench(rng)
+            key, fits = genotypes.nasbench_hash(arch), True
         else:
+            arch = draw_darts(rng)
+            edges = arch.normal + arch.reduce  # the two edges of a node may change places
+            key = str([sorted(edges[k : k + 2]) for k in range(0, len(edges), 2)])
+            costs = zip(darts_cost(arch), (params, macs))
+            fits = all(low <= cost <= high for cost, (low, high) in costs)
+        misses += 1
+        if fits and key not in found:
+            found[key], misses = arch, 0
+        elif misses == 100_000:
             raise InputError(f"no new cell in 100,000: widen --params {params}, --macs {macs}")
     return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 
 # --------------------------------------------------------------------------------------------------
-# The state of a sweep is in its folders, one for each training: result.json when it is finished,
-# failed.json when it raised an error, a lock while it is under way
+# The sweep: a training's folder has result.json (finished), failed.json (an error), a lock (busy)
 
 
 def trainings(out, archs, tasks, seeds) -> dict:
@@ -177,9 +170,8 @@ def existing(name, folders):
 def status(folders) -> str:
     times = sorted(path.stat().st_mtime for path in existing("result.json", folders))
     failed = len(existing("failed.json", folders))
-    left = len(folders) - len(times) - failed
+    left, last = len(folders) - len(times) - failed, times[-20:]  # of all processes together
     text = f"{len(times)} done, {failed} failed, {left} left of {len(folders)}"
-    last = times[-20:]  # of all processes together
     if len(last) > 1:
         hours = (last[-1] - last[0]) / (len(last) - 1) / 3600
         text += f"; {left * hours:.1f} hours left at the pace of the last {len(last)}"
@@ -190,8 +182,6 @@ def show_status(out):
     archs, sweep = genotypes.load_archs(out / "archs.json"), cli.read_json(out / "sweep.json")
     folders = trainings(out, archs, sweep["tasks"], sweep["seeds"])
     print(f"{out}: {status(folders)}")
-    for task in sweep["tasks"]:
-        print(f"  {task}: {status(trainings(out, archs, [task], sweep['seeds']))}")
     for path in existing("failed.json", folders):
         print(f"  failed: {path.parent}: {cli.read_json(path)['error']}")
 
@@ -220,9 +210,7 @@ def main(args):
     if device == "cuda" and torch.cuda.is_available():  # torchrun's ranks share a machine's GPUs
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     utils.open_device(device)
-
-    # --- data, read once for all trainings of this process
-    load = lru_cache(data.load)
+    load = lru_cache(data.load)  # reads the data once for all trainings of this process
     if not args.draw_only:
         where = example.dataset, example.data, example.size, example.limit
         print("\n".join(data.describe(*load(*where, example.workers))))
@@ -241,8 +229,7 @@ def main(args):
         print(f"{len(archs)} architectures: {archs_file}")
         if args.draw_only:
             return
-
-        # --- what the sweep has so far; all of it has the settings of its first training
+        # all trainings of a sweep have the settings of its first
         sweep = cli.read_json(sweep_file) if sweep_file.exists() else {"tasks": [], "seeds": []}
         sweep["tasks"] += [task for task in args.tasks if task not in sweep["tasks"]]
         sweep["seeds"] += [seed for seed in args.seeds if seed not in sweep["seeds"]]
@@ -277,7 +264,6 @@ def main(args):
                 cli.write_json(failed, {"error": text, "traceback": traceback.format_exc()})
             print(f"{task} {arch} seed {seed}: {text}  [{status(every)}]", flush=True)
 
-    # --- result
     if failed := existing("failed.json", mine):
         for folder in mine:  # the first rank to fail makes torchrun end the others: wait for them
             with FileLock(folder / "lock"):

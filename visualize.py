@@ -1,12 +1,11 @@
 """Pictures: a cell, the alpha history of a search, the predictions of a network trained on seg.
 
-python visualize.py darts_v2 --out cell.pdf      # a published cell, as .png, .pdf or .svg
-python visualize.py runs/search_shapes_rot_s0    # a search: cell.png and alphas.png in it
-python visualize.py runs/train_shapes_seg_x_s0   # image, mask and prediction: predictions.png
+python visualize.py darts_v2 --out cell.pdf      # any cell, as .png, .pdf or .svg
+python visualize.py runs/search_shapes_rot_s0    # a search: cell.png and alphas.png in its folder
+python visualize.py runs/train_shapes_seg_x_s0   # a training on seg: predictions.png
 """
 
 import argparse
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +15,24 @@ from matplotlib.patches import Patch
 
 import cli
 import genotypes
-from cli import InputError, at_least
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, too pale for a
-# line: blue, vermilion, green, purple, orange, sky blue, black, grey
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the pale yellow
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"]
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Draw a cell, a search or predictions.")
-    parser.add_argument("what", help="a cell (name, file or archs.json:ID), or the folder of a run")
-    parser.add_argument("--out", metavar="FILE", help="where to draw the cell or the predictions")
-    parser.add_argument("--data", metavar="PATH", help="of a training's data set, if it has moved")
-    parser.add_argument(
-        "--images", type=at_least(1, int), default=4, help="to predict (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("what", help="a cell (name, file or archs.json:ID), or the folder of a run")
+    add("--out", metavar="FILE", help="where to draw the cell or the predictions")
+    add("--data", metavar="PATH", help="of a training's data set, if it has moved")
+    add("--images", type=cli.at_least(1, int), default=4, help="to predict (default: %(default)s)")
     return parser.parse_args(argv)
 
 
-def save(figure, path):
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # an unknown ending
-        raise InputError(f"cannot draw to {path}: {error}") from None
-
-
 # --------------------------------------------------------------------------------------------------
-# Cells. Each input and each node has a rail, a line that carries its output to the right. Each node
-# has a column with the ops of its two edges: an edge leaves the rail of its input, passes through
-# its op and runs down to the node, where the node's own rail starts. No two labels can meet.
+# Cells. The output of each input and of each node runs along a rail to the right. In the column of
+# a node its two edges leave their rails, pass their ops and run down to where its own rail starts.
 
 COLUMN = 1.9  # width of a column; all lengths are in units of 0.62 inches
 TAP, OP, NODE = 0.22, 0.96, 1.72  # in a column: where its edges leave the rails, its ops, its node
@@ -68,7 +56,7 @@ def draw_graph(ax, pairs, concat):
     concat_x = len(columns) * COLUMN + 0.5
     crowded = {a for (_, a), (_, b) in columns if a == b}  # rails that take more room
     gaps = [1.15 + SECOND * (rail in crowded) for rail in range(1 + len(columns))]
-    rail_y = [0.0, *(-depth for depth in accumulate(gaps))]
+    rail_y = -np.cumsum([0, *gaps])
 
     for rail, (x, y) in enumerate(zip([-0.6, -0.6, *node_x], rail_y)):
         ends = [n * COLUMN + TAP for n, (a, b) in enumerate(columns) if rail in (a[1], b[1])]
@@ -106,16 +94,12 @@ def draw_cell(genotype: genotypes.Genotype, path, title: str = ""):
     axes[0].set(xlim=(-1, width - 1), ylim=(0.6 - height, 0.6))
     figure.set_size_inches(0.62 * 2 * width, 0.62 * height)
     figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.04)
-    save(figure, path)
-
-
-# --------------------------------------------------------------------------------------------------
-# Searches and trainings
+    figure.savefig(path, dpi=150)
 
 
 def draw_history(histories: dict, path):
-    """Draws alpha histories, {title: meta.history of a genotype.json}, by epoch: the entropy of the
-    alphas (1: uniform) and the skip connections and convolutions of the cell derived from them."""
+    """Draws by epoch the entropy of the alphas (1: uniform) and the counts of the cell derived from
+    them, equal ones side by side. histories: {title: meta.history of a genotype.json}"""
     names = {"entropy": "alpha entropy", "skips": "skip connections", "convs": "convolutions"}
     styles = cycler(ls=["-", "--"]) * cycler(color=PALETTE, marker=list("os^DvPX*"))
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -124,7 +108,6 @@ def draw_history(histories: dict, path):
         for ax, (key, name) in zip(axes[i], names.items()):
             ax.set_prop_cycle(styles)
             for k, (title, history) in enumerate(histories.items()):
-                # Equal counts are drawn side by side
                 shift = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)
                 values = [epoch[key][i] + shift for epoch in history]
                 ax.plot([epoch["epoch"] for epoch in history], values, ms=5, label=title)
@@ -136,9 +119,8 @@ def draw_history(histories: dict, path):
     for ax, limits in zip(axes[0], [(bottom, 1.05 - 0.05 * bottom), (-0.6, 8.6), (-0.6, 8.6)]):
         ax.set_ylim(limits)  # a cell has eight edges
     axes[1, 1].set_xlabel("epoch of the search")
-    lines = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=9)
-    save(figure, path)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def draw_predictions(run: Path, path, data_path=None, images: int = 4):
@@ -153,28 +135,25 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
 
     result = cli.read_json(run / "result.json")
     if result["task"] != "seg":
-        raise InputError(f"{run} was trained on {result['task']}; only seg predicts each pixel")
+        raise cli.InputError(f"{run} was trained on {result['task']}; only seg predicts each pixel")
     saved = argparse.Namespace(**result["args"])
     _, test = data.load(saved.dataset, data_path or saved.data, saved.size, saved.limit)
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
-    genotype = genotypes.load_arch(str(run / "result.json"))
-    size = saved.width, saved.layers, saved.stem
-    network = model_eval.build_network(genotype, *size, **task.network_args).eval()
+    arch = genotypes.load_arch(str(run / "result.json")), saved.width, saved.layers, saved.stem
+    network = model_eval.build_network(*arch, **task.network_args)
     network.load_state_dict(runs.load_checkpoint(run)["network"])
-
+    network.eval().requires_grad_(False)
     colors = colormaps["tab20"].colors
     if saved.dataset == "cityscapes":  # its own colours, in the order of the train ids
         colors = np.array([c.color for c in Cityscapes.classes if 0 <= c.train_id < 255]) / 255
     colors = np.resize(colors, (256, 3))  # RGB of each value of a mask
     colors[255] = 0  # no class
-    chosen = torch.linspace(0, len(test) - 1, min(images, len(test))).long()
-    seen = set()
+    chosen, seen = torch.linspace(0, len(test) - 1, min(images, len(test))).long(), set()
     figure = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 3, squeeze=False)
     for row, batch in zip(axes, data.batches(test, task.view, 1, "cpu", chosen)):
-        with torch.inference_mode():
-            x, _ = task.prepare(*batch, train=False)
-            prediction = network(x).argmax(1)[0, :-1, :-1].numpy()  # (H, W), without the padding
+        x, _ = task.prepare(*batch, train=False)
+        prediction = network(x).argmax(1)[0, :-1, :-1].numpy()  # (H, W), without the padding
         image, mask = batch[0][0].permute(1, 2, 0).numpy(), batch[1][0].numpy()  # (H, W, 3), (H, W)
         seen |= {*np.unique(mask), *np.unique(prediction)}
         for ax, picture in zip(row, (image, colors[mask], colors[prediction])):
@@ -185,30 +164,30 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
         ax.set_title(title, fontsize=10)
     handles = [Patch(color=colors[c], label=test.mask_classes[c]) for c in sorted(seen - {255})]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def main(args):
-    path, out = Path(args.what), args.out
-    if args.what not in genotypes.CELLS and path.is_dir():
-        if (path / "result.json").exists():  # of a training
-            out = out or path / "predictions.png"
-            draw_predictions(path, out, args.data, args.images)
-            return print(out)
-        path = path / "genotype.json"  # of a search
-    entry = {}
-    if path.name == "genotype.json":
-        out, entry = out or path.with_name("cell.png"), cli.read_json(path)
-    genotype, title = genotypes.load_arch(str(path)), genotypes.short_name(str(path))
-    if isinstance(genotype, genotypes.NASBenchCell):
-        raise InputError(f"{path} is a cell of NAS-Bench-101; only DARTS cells are drawn")
-    meta = entry.get("meta") or {}
-    if "history" in meta:
-        title = f"{meta['task']} on {meta['dataset']}, seed {meta['seed']}"
-        draw_history({title: meta["history"]}, path.with_name("alphas.png"))
-        print(path.with_name("alphas.png"))
-    out = out or f"{title}.png"
-    draw_cell(genotype, out, f"{title}:")
+    run = Path(args.what)
+    if Path(args.out or "cell.png").suffix not in (".png", ".pdf", ".svg"):
+        raise cli.InputError(f"{args.out} is none of .png, .pdf and .svg")
+    if args.what in genotypes.CELLS or not run.is_dir():
+        genotype, title = genotypes.load_arch(args.what), genotypes.short_name(args.what)
+        if isinstance(genotype, genotypes.NASBenchCell):
+            raise cli.InputError(f"{args.what} is of NAS-Bench-101; only DARTS cells are drawn")
+        out = args.out or f"{title}.png"
+        draw_cell(genotype, out, f"{title}:")
+    elif (run / "result.json").exists():
+        out = args.out or run / "predictions.png"
+        draw_predictions(run, out, args.data, args.images)
+    else:
+        search, out = cli.read_json(run / "genotype.json"), args.out or run / "cell.png"
+        if "meta" not in search:
+            raise cli.InputError(f"{run} is of no search; draw the cell by {run / 'genotype.json'}")
+        title = "{task} on {dataset}, seed {seed}".format(**search["meta"])
+        draw_cell(genotypes.parse_arch(search, str(run)), out, f"{title}:")
+        draw_history({title: search["meta"]["history"]}, run / "alphas.png")
+        print(run / "alphas.png")
     print(out)
 
 

@@ -50,11 +50,11 @@ def test_cells_of_files(tmp_path):
     (tmp_path / "own").mkdir()
     cli.write_json(tmp_path / "own" / "genotype.json", to_entry(named_cell("nasnet")))
     cli.write_json(tmp_path / "archs.json", [{"id": "07", **to_entry(named_cell("pdarts"))}])
-    assert run(tmp_path, "own/genotype.json") == ["own/cell.png"]
+    assert run(tmp_path, "own/genotype.json") == ["own.png"]
     assert run(tmp_path, "archs.json:07") == ["07.png"]
     (tmp_path / "darts_v2").mkdir()  # a folder does not hide a name
     assert run(tmp_path, "darts_v2") == ["darts_v2.png"]
-    sizes = [Image.open(tmp_path / name).width for name in ("own/cell.png", "07.png")]
+    sizes = [Image.open(tmp_path / name).width for name in ("own.png", "07.png")]
     assert sizes[0] > sizes[1] > 1000  # five nodes and four
 
 
@@ -62,12 +62,13 @@ def test_a_search(tmp_path):
     out = tmp_path / "s"
     search.main(search.parse_args([*SMALL, "--task", "rot", "--epochs", "2", "--out", str(out)]))
     drawn = {name: (out / name).read_bytes() for name in ("cell.png", "alphas.png")}
-    for what in ("s", "s/genotype.json"):
-        for name in drawn:
-            (out / name).unlink()
-        assert run(tmp_path, what) == ["s/alphas.png", "s/cell.png"]
-        # as the search drew them
-        assert {name: (out / name).read_bytes() for name in drawn} == drawn
+    for name in drawn:
+        (out / name).unlink()
+    assert run(tmp_path, "s") == ["s/alphas.png", "s/cell.png"]
+    # as the search drew them
+    assert {name: (out / name).read_bytes() for name in drawn} == drawn
+    assert run(tmp_path, "s/genotype.json") == ["s.png"]  # the cell alone, by the folder's name
+    assert Image.open(tmp_path / "s.png").size == Image.open(out / "cell.png").size
     (out / "cell.png").unlink()
     assert run(tmp_path, "s", "--out", "found.pdf") == ["s/alphas.png", "found.pdf"]
     assert not (out / "cell.png").exists() and (tmp_path / "found.pdf").stat().st_size > 5000
@@ -112,7 +113,10 @@ def test_errors_are_one_line(tmp_path, capsys):
     cli.write_json(tmp_path / "archs.json", [{"id": "a", **to_entry(cell)}])
     line = error_of(capsys, f"{tmp_path / 'archs.json'}:a")
     assert "only DARTS cells are drawn" in line and "archs.json:a" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["archs.json"]
+    cli.write_json(tmp_path / "genotype.json", to_entry(named_cell("nasnet")))
+    line = error_of(capsys, tmp_path)
+    assert "of no search" in line and "genotype.json" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"archs.json", "genotype.json"}
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -83,7 +83,7 @@ class Run:
     def finished(self):
         """The result of this run if it ended before, else None."""
         path = self.out / "result.json"
-        ended = self.args.resume and path.exists()
+        ended = self.args.resume and path.exists() and path.stat().st_size > 0
         utils.check_same("whether --out holds a finished run", ended)
         if ended:
             result = cli.read_json(path)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import cli
 import genotypes
-from cli import InputError, at_least
+from cli import InputError, TrainingError, at_least
 from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotype, NASBenchCell
 
 # The size filter of the paper's DARTS sample, inferred from its list: CIFAR-10 networks of width 16
@@ -42,16 +42,27 @@ def parse_args(argv=None):
     limits = dict(type=at_least(0), nargs=2, metavar=("LOW", "HIGH"))
     add("--params", default=PARAMS, help="size filter of DARTS cells: parameters", **limits)
     add("--macs", default=MACS, help="size filter: multiply-accumulates at 32 x 32", **limits)
-    add("--archs", metavar="FILE", help="train this list instead of drawing one")
+    add("--archs", type=cli.path, metavar="FILE", help="train this list instead of drawing one")
     add("--draw_only", action="store_true", help="write archs.json and stop")
     add = parser.add_argument_group("trainings").add_argument
     add("--tasks", nargs="+", default=["cls", "rot", "col", "jig"], help="tasks of train.py")
-    add("--seeds", nargs="+", type=at_least(0, int), default=[1], help="seeds of the trainings")
+    add(
+        "--seeds",
+        nargs="+",
+        type=at_least(0, int, 2**32),
+        default=[1],
+        help="seeds of the trainings",
+    )
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("run").add_argument
-    add("--out", metavar="DIR", help="where to write (default: runs/sample_SPACE_DATASET)")
+    add(
+        "--out",
+        type=cli.path,
+        metavar="DIR",
+        help="where to write (default: runs/sample_SPACE_DATASET)",
+    )
     add("--shard", metavar="I/N", default="0/1", help="train every N-th, on disks without locks")
-    add("--status", metavar="DIR", help="show how far the sweep in DIR is, and stop")
+    add("--status", type=cli.path, metavar="DIR", help="show how far the sweep in DIR is, and stop")
     args, args.train_argv = parser.parse_known_args(argv)
     i, _, n = args.shard.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
@@ -163,8 +174,9 @@ def trainings(out, archs, tasks, seeds) -> dict:
 
 
 def existing(name, folders):
-    """The files of that name in these folders."""
-    return [folder / name for folder in folders if (folder / name).exists()]
+    """The files of that name in these folders; an empty one is none."""
+    paths = [folder / name for folder in folders]
+    return [path for path in paths if path.exists() and path.stat().st_size]
 
 
 def status(folders) -> str:
@@ -199,7 +211,7 @@ def main(args):
     import utils
 
     # --- set-up
-    def settings(arch, task, seed, out=""):
+    def settings(arch, task, seed, out="runs"):
         argv = ["--recipe", "sample", *args.train_argv, "--arch", arch, "--task", task]
         return train.parse_args([*argv, "--seed", str(seed), "--out", str(out), "--resume"])
 
@@ -249,7 +261,7 @@ def main(args):
             failed = folder / "failed.json"
             # what failed after our start has just been tried again by another process
             retry = args.retry_failed and failed.exists() and failed.stat().st_mtime < start
-            if (folder / "result.json").exists() or (failed.exists() and not retry):
+            if existing("result.json", [folder]) or (failed.exists() and not retry):
                 continue
             failed.unlink(missing_ok=True)
             training = settings(f"{archs_file}:{arch}", task, seed, folder)
@@ -258,9 +270,12 @@ def main(args):
                 with quiet:
                     result = train.main(training, load, distributed=False)
                 text = f"{result['seconds']:.0f} s"
-                (folder / "checkpoint.pt").unlink(missing_ok=True)  # thousands would fill a disk
-            except Exception as error:  # ends this training alone
-                text = f"{type(error).__name__}: {error}".removeprefix("InputError: ")
+                for name in runs.CHECKPOINTS:  # thousands would fill a disk
+                    (folder / name).unlink(missing_ok=True)
+            except Exception as error:  # ends this training alone, or all, if it is the settings'
+                if isinstance(error, InputError) and not isinstance(error, TrainingError):
+                    raise
+                text = f"{type(error).__name__}: {error}".removeprefix("TrainingError: ")
                 cli.write_json(failed, {"error": text, "traceback": traceback.format_exc()})
             print(f"{task} {arch} seed {seed}: {text}  [{status(every)}]", flush=True)
 

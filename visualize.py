@@ -141,7 +141,8 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
     arch = genotypes.load_arch(str(run / "result.json")), saved.width, saved.layers, saved.stem
     network = model_eval.build_network(*arch, **task.network_args)
-    network.load_state_dict(runs.load_checkpoint(run)["network"])
+    _, checkpoint = runs.load_checkpoint(run)
+    network.load_state_dict(checkpoint["network"])
     network.eval().requires_grad_(False)
     colors = colormaps["tab20"].colors
     if saved.dataset == "cityscapes":  # its own colours, in the order of the train ids

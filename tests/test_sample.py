@@ -265,6 +265,21 @@ def archs(tmp_path):
 NARROW = ["--tasks", "cls", "--width", 2, "--epochs", 1]
 
 
+def test_settings_that_no_training_can_have_end_the_sweep(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda args: sweep(tmp_path, "--tasks", "cls", "--layers", 4), lambda argv: None)
+    assert exit_.value.code == 2 and "--layers 4" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_an_empty_file_is_no_result(tmp_path):
+    sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
+    path = next(tmp_path.rglob("result.json"))
+    path.write_text("")
+    sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
+    assert len(scores(tmp_path)) == 3 and path.stat().st_size
+
+
 def test_a_failure_is_recorded_and_the_rest_is_done(tmp_path, archs, capsys):
     out, failed = tmp_path / "s", tmp_path / "s" / "cls" / "wide_s1" / "failed.json"
     with pytest.raises(SystemExit, match="1 trainings failed.*failed.json.*--retry_failed") as end:

@@ -177,7 +177,7 @@ def test_channels_and_the_cell_that_broke_others():
         assert all(p.grad is not None for p in network.parameters())
     for layers, auxiliary, message in ((4, 0, "--layers 4"), (3, 10, "--auxiliary")):
         with pytest.raises(InputError, match=message):
-            build_network(direct, 6, layers, "cifar", TEN_CLASSES, auxiliary)
+            build_network(direct, 6, layers, "cifar", TEN_CLASSES, auxiliary_classes=auxiliary)
 
 
 @pytest.mark.slow

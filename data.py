@@ -38,9 +38,8 @@ SPLIT_SEED = 0
 HELD_OUT_22K = 50_000  # images of the held-out half of ImageNet-22K to evaluate on
 HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_BYTES = 16 * 2**30  # of pixels in memory
-# The --size of a folder is the larger that its photos fill in a quarter of MAX_BYTES. With the
-# ImageNet stem a step of a search at 160 takes 0.3 of the time of one at 32 (on a CPU); below 144
-# the tiles of a jigsaw would be too small.
+# Of a folder: the larger that its photos fill in MAX_BYTES / 4. A step of a search at 160 takes 0.3
+# of the time of one at 32, by its stem; below 144 the tiles of a jigsaw would be too small.
 SIZES = 32, 160
 
 
@@ -56,10 +55,8 @@ class ImageSet(DataSet):
     def resize(self, size):
         """Scales the images to a half or a quarter of their size."""
         whole, block = self.size, self.size // size
-        if size == whole:
-            return
         if size * block != whole or block not in (2, 4):
-            raise InputError(f"--size {size}: not {whole}, {whole // 2} or {whole // 4}")
+            raise InputError(f"--size {size}: not one of {whole}, {whole // 2}, {whole // 4}")
         blocks = self.images.view(len(self), size, block, size, block, 3)
         self.images, self.size = blocks.float().mean((2, 4)).round().byte(), size  # (N, S, S, 3)
         if self.masks is not None:  # the pixel next to the middle of each block
@@ -74,33 +71,31 @@ class ImageSet(DataSet):
 def load(name: str, path=None, size: int | None = None, limit: int | None = None, workers=0):
     """(training set, evaluation set or None), of each at most `limit` images, chosen with a fixed
     seed. `workers` processes decode what is on disk; None: one a CPU core and rank, at most 8."""
-    train, test = read(name, path, size, limit)
-    check(path, train, test)
+    sets = read(name, path, size, limit)
+    check(path, *sets)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    for part in filter(None, (train, test)):
+    for part in sets:
         part.workers = workers
-    return train, test
+    return (*sets, None)[:2]
 
 
 def read(name, path, size, limit):
-    """As `load`, whatever could be read of it."""
-    if name == "shapes" and path is not None:
-        raise InputError(f"--data {path}: of which kind? --dataset folder or --dataset cifar10")
-    if name != "shapes" and path is None:
-        raise InputError(f"--dataset {name} needs --data PATH")
+    """The sets of `load`, of whatever could be read."""
+    if (name == "shapes") != (path is None):
+        raise InputError(f"--dataset {name} with --data {path}: all but shapes need a PATH")
     sets = []
     for part in DATASETS[name](Path(path or ""), size, limit):
         if limit and limit < len(part):
             part = part.subset(random_subset(len(part), limit))
-        if size:
+        if size and size != part.size:
             part.resize(size)
         sets.append(part)
-    return sets if len(sets) == 2 else [*sets, None]
+    return sets
 
 
-def check(path, train, test):
+def check(path, train, test=None):
     """InputError if the sets are not fit to train on."""
     if test is not None and test.unreadable:  # a metric over fewer images would not be comparable
         bad = f"{len(test.unreadable)} unreadable files in the evaluation part"
@@ -109,8 +104,7 @@ def check(path, train, test):
     if len(bad) > image_files.MAX_UNREADABLE * (len(bad) + good):
         raise InputError(f"{path}: {len(bad)} images are unreadable, first {next(iter(bad))}")
     if len(train) < 2 or test is not None and not len(test):
-        counts = f"{len(train)} images to train and {len(test or [])} to evaluate"
-        raise InputError(f"{path}: {counts} are not enough")
+        raise InputError(f"{path}: {len(train)} images to train, {len(test or [])} to evaluate")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -124,8 +118,7 @@ def random_subset(n: int, size: int | None) -> torch.Tensor:
 
 
 def split_in_half(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two random halves of n images as sorted indices, of equal size (an odd image is left out): in
-    a search one for the weights w and one for the alphas."""
+    """Two random halves of n images as sorted indices, without an odd image."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return order[: n // 2 * 2].view(2, -1).sort().values.unbind()
 
@@ -144,11 +137,11 @@ def split_hash(*parts):
 
 
 def batches(dataset, view: View, batch_size: int, device, index=None, seed=None, skip=0):
-    """Yields images uint8 (B, 3, H, W), the view's labels (B,), masks (B, H, W) or None, and the
-    indices (B,) of the images; `index` is a tensor of those to use. With a seed (integers): in
-    random order, without a last smaller batch, the first `skip` left out, and with random crops of
-    images on disk. Without: for evaluation, each image once, scenes with masks whole and one by
-    one. `batch_size` counts the images of all ranks, of which each gets its share."""
+    """Yields images uint8 (B, 3, H, W) in channels_last, the view's labels (B,), masks (B, H, W) or
+    None, and the indices (B,) of the images; `index` is a tensor of those to use. With a seed
+    (integers): in random order, without a last smaller batch, from batch `skip` on, with random
+    crops of images on disk. Without, for evaluation: each image once, scenes with masks whole and
+    one by one. `batch_size` counts the images of all ranks, of which each gets its share."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     index = torch.arange(len(dataset)) if index is None else index
     if seed is None:
@@ -162,12 +155,7 @@ def batches(dataset, view: View, batch_size: int, device, index=None, seed=None,
     for images, targets, part in dataset.fetch(parts, view, seed, device):
         images = images.to(device, non_blocking=True)
         targets = None if targets is None else targets.to(device, non_blocking=True)
-        # images (B, 3, H, W), channels_last
         yield images.permute(0, 3, 1, 2), targets, part.to(device, non_blocking=True)
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading each data set in memory
 
 
 def read_shapes(*_):
@@ -181,21 +169,16 @@ def read_shapes(*_):
 def read_cifar10(path, *_):
     from torchvision.datasets import CIFAR10  # here, as nothing else needs its import time
 
-    def parts(download):
-        return [CIFAR10(path, train=train, download=download) for train in (True, False)]
-
     try:
-        sources = parts(download=False)
+        sources = [CIFAR10(path, train=train) for train in (True, False)]
     except RuntimeError:  # not there, or not what its checksums say
         print(f"CIFAR-10 is not in {path}: downloading it (170 MB)", flush=True)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with FileLock(path / "cifar10.lock"):  # of all ranks one fetches it
-                sources = parts(download=True)
+                sources = [CIFAR10(path, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"no CIFAR-10 ({error}); put cifar-10-python.tar.gz into {path}"
-            ) from None
+            raise InputError(f"{error}: put cifar-10-python.tar.gz into {path}") from None
     for source in sources:
         images, labels = torch.from_numpy(source.data), torch.tensor(source.targets)
         dataset = ImageSet(images, labels, source.classes)
@@ -204,14 +187,12 @@ def read_cifar10(path, *_):
 
 
 def read_folder(root, size, limit):
-    if not root.is_dir():
-        raise InputError(f"--data {root}: no such folder")
     found, left_out = list_images(root)
     train_root = root / "train" if (root / "train").is_dir() else root
     val_roots = [folder for folder in (root / "val", root / "test") if folder.is_dir()]
     test_root = val_roots[0] if val_roots else train_root
-    test_paths = [f for f in found if val_roots and test_root in f.parents]
     paths = [f for f in found if train_root in f.parents and not {*val_roots} & {*f.parents}]
+    test_paths = [f for f in found if val_roots and test_root in f.parents]
     if not paths:
         raise InputError(f"{train_root}: no images ({', '.join(image_files.EXTENSIONS)})")
     left_out["outside the folders that are used"] = len(found) - len(paths) - len(test_paths)
@@ -232,14 +213,11 @@ def read_folder(root, size, limit):
     sets = []
     for folder, part in ((train_root, paths), (test_root, test_paths)):
         chosen = [part[i] for i in random_subset(len(part), limit).tolist()]
-        dataset = read_images(folder, chosen, size)
+        dataset = read_images(folder, chosen, size, classes)
+        if stray and train_root != root:
+            dataset.why_no_labels = f"{stray[0]} is not in the folder of a class"
         left_out["beyond --limit"] += len(part) - len(chosen)
         left_out["unreadable"] += len(dataset.unreadable)
-        if classes:
-            labels = [classes.index(name.partition("/")[0]) for name in dataset.names]
-            dataset.classes, dataset.labels = classes, torch.tensor(labels, dtype=torch.int64)
-        elif train_root != root:
-            dataset.why_no_labels = f"{stray[0]} is not in the folder of a class"
         sets.append(dataset)
     train, test = sets
     endings = Counter(Path(name).suffix.lower() for name in train.names + test.names)
@@ -287,8 +265,8 @@ def fitting_size(paths):
     return size, f"size {size}, from the shorter sides of {found}; --size takes another"
 
 
-def read_images(root, paths, size):
-    """An ImageSet of those files that can be read."""
+def read_images(root, paths, size, classes):
+    """An ImageSet of those files that can be read, with labels if there are classes."""
     if len(paths) * size * size * 3 > MAX_BYTES:
         images = f"{len(paths)} images of {size} x {size}"
         raise InputError(f"{images} take too much memory; use --limit or a smaller --size")
@@ -302,10 +280,12 @@ def read_images(root, paths, size):
         return found
 
     formats, errors = image_files.try_all(read, range(len(paths)))
-    if errors:
-        images = images[list(formats)]
+    images = images[list(formats)] if errors else images
     names = [paths[i].relative_to(root).as_posix() for i in formats]
-    dataset = ImageSet(torch.from_numpy(images), names=names)
+    dataset = ImageSet(torch.from_numpy(images), None, classes, names=names)
+    if classes:
+        labels = [classes.index(name.partition("/")[0]) for name in names]
+        dataset.labels = torch.tensor(labels, dtype=torch.int64)
     dataset.unreadable = {str(paths[i]): reason for i, reason in errors.items()}
     dataset.formats = Counter(formats.values())
     return dataset
@@ -339,8 +319,7 @@ def describe(train, test):
     """What a run says about its data, as lines; `test` may be None."""
     notes = [note for part in (train, test) if part is not None for note in part.notes]
     lines = [f"left out, unreadable: {path} ({why})" for path, why in train.unreadable.items()]
-    more = [f"... and {len(lines) - 5} more; python data.py lists them"] if len(lines) > 5 else []
-    return [*notes, *lines[:5], *more]
+    return notes + lines[:5]
 
 
 def examine(title, dataset):
@@ -369,11 +348,10 @@ def parse_args(argv=None):
 
 def main(args):
     try:
-        train, test = read(args.dataset, args.data, args.size, args.limit)
-        for title, part in (("training", train), ("evaluation", test)):
-            if part is not None:
-                print(*examine(title, part), sep="\n")
-        check(args.data, train, test)
+        sets = read(args.dataset, args.data, args.size, args.limit)
+        for title, part in zip(("training", "evaluation"), sets):
+            print(*examine(title, part), sep="\n")
+        check(args.data, *sets)
     except InputError as error:
         print(f"training would fail: {error}")
         sys.exit(1)

@@ -1,13 +1,14 @@
-"""How fast this code is against the plain way of doing the same: what the README's speed table shows.
+"""How fast this code is next to a baseline that computes the same: the table of docs/speed.md.
 
-Both sides of a row get the same inputs, are warmed up and take turns in one process; a row gives the median of each, the
-ratio of the medians and the smallest and largest ratio of a turn. The plain sides are written as public code does it: the
-supernet edge by edge in the default memory format, with all gradients in both steps; pretext tasks sample by sample in
-numpy and scipy; photos through torchvision's ImageFolder.
+Both sides of a row get the same inputs, are warmed up and take turns in one process; a row gives
+the median of each, the ratio of the medians and the smallest and largest ratio of a turn. The
+baselines are written as public code does it: the supernet edge by edge in the default memory
+format, with all gradients in both steps; pretext tasks image by image in numpy and scipy; photos
+through torchvision's ImageFolder.
 
-    python benchmark.py                                          # some 25 minutes on two idle cores
-    python benchmark.py --quick                                  # fewer turns, less of the rest: two minutes
-    python benchmark.py --only supernet --json results/speed.json
+    python tests/benchmark.py                                    # 25 minutes on two idle cores
+    python tests/benchmark.py --quick                            # a minute: smaller, fewer turns
+    python tests/benchmark.py --only supernet growth --json results/speed.json
 """
 
 import argparse
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,10 +26,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
+from baseline_tasks import baseline_col, baseline_jig, baseline_rot
+from edge_supernet import EdgeSupernet, copy_weights
 from PIL import Image
 
 import cli
@@ -37,61 +42,60 @@ import image_files
 import model_eval
 import model_search
 import pretext
+import runs
 import utils
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE / "tests"))
-from edge_supernet import EdgeSupernet, copy_weights  # noqa: E402
-from plain_tasks import plain_col, plain_jig, plain_rot  # noqa: E402
-
+ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROCESS_STATUS = Path("/proc/self/status")  # Linux has it; elsewhere memory is not measured
+
+# --------------------------------------------------------------------------------------------------
+# Measuring
 
 
 def take_turns(turns, *sides, warmup=2):
-    """A list of milliseconds for each of the functions."""
-    times = [[] for _ in sides]
-    for turn in range(warmup + turns):
-        for side, ms in zip(sides, times):
-            start = time.perf_counter()
-            side()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            if turn >= warmup:
-                ms.append(1e3 * (time.perf_counter() - start))
-    return times
+    """The milliseconds of each turn of each function, (sides, turns)."""
+    times = np.empty((warmup + turns, len(sides)))
+    for turn, k in np.ndindex(times.shape):
+        start = time.perf_counter()
+        sides[k]()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        times[turn, k] = 1e3 * (time.perf_counter() - start)
+    return times[warmup:].T
 
 
-def row(name, target, ours, plain=None, unit="ms"):
-    """A line of the table: lists of measurements, or single ones."""
-    found = {"name": name, "target": target, "unit": unit, "ours": float(np.median(ours))}
-    if plain is not None:
-        ratios = np.array(plain) / np.array(ours)
-        found |= {
-            "plain": float(np.median(plain)),
-            "spread": [float(ratios.min()), float(ratios.max())],
-        }
-        found["ratio"] = found["plain"] / found["ours"]
-    return found
+def memory(kind):
+    """MiB of this process: VmRSS now, VmHWM its peak so far (a child inherits getrusage's)."""
+    return int(re.search(rf"{kind}:\s*(\d+)", PROCESS_STATUS.read_text())[1]) / 1024
 
 
-def timed(name, target, turns, ours, plain, n=1):
-    """The line of two functions that do n things each, in ms for one of them."""
-    return row(name, target, *(np.array(take_turns(turns, ours, plain)) / n))
+def in_new_processes(function, *calls):
+    """The results of function(*call), of all calls at the same time."""
+    with ProcessPoolExecutor(len(calls), get_context("spawn")) as pool:
+        return list(pool.map(function, *zip(*calls)))
 
 
-def to_text(found):
-    """The rows as a Markdown table."""
-    lines = []
-    for r in found:
-        ratio = "{:.2f}x ({:.2f} - {:.2f})".format(r["ratio"], *r["spread"]) if "ratio" in r else ""
-        plain = f"{r['plain']:.4g} {r['unit']}" if "plain" in r else ""
-        lines.append([r["name"], f"{r['ours']:.4g} {r['unit']}", plain, ratio, r["target"]])
-    return "\n".join(
-        cli.markdown_table(["what", "ours", "plain", "ratio (spread)", "target"], lines)
-    )
+def row(name, target, ours, baseline=None, unit="ms"):
+    """A row of the table from the measurements of each turn, or from one of each side."""
+    values = {"name": name, "target": target, "unit": unit, "ours": float(np.median(ours))}
+    if baseline is not None:
+        values["baseline"] = float(np.median(baseline))
+        values["ratio"] = values["baseline"] / values["ours"]
+        ratios = np.array(baseline) / np.array(ours)
+        values["spread"] = [float(ratios.min()), float(ratios.max())]
+    return values
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def row_text(values):
+    cells = [values["name"], f"{values['ours']:.4g} {values['unit']}", "", "", values["target"]]
+    if "baseline" in values:
+        cells[2] = f"{values['baseline']:.4g} {values['unit']}"
+        cells[3] = "{:.2f}x ({:.2f} - {:.2f})".format(values["ratio"], *values["spread"])
+    return cells
+
+
+# --------------------------------------------------------------------------------------------------
 # The bilevel step of a search
 
 TEN_CLASSES = functools.partial(pretext.PooledHead, num_classes=10)
@@ -99,32 +103,33 @@ CIFAR = dict(stem="cifar", size=32, batch=16, width=16, layers=8)
 IMAGENET = dict(stem="imagenet", size=224, batch=4, width=16, layers=8)
 
 
-def search_steps(stem, size, batch, width, layers, plain_layout=torch.contiguous_format):
-    """(our step, the plain step): each call does the next bilevel step and returns its two losses."""
+def search_steps(stem, size, batch, width, layers, baseline_layout=torch.contiguous_format):
+    """(our step, the baseline's): each call does the next bilevel step and returns its losses."""
     torch.manual_seed(0)
     ours = model_search.Supernet(width, layers, stem, TEN_CLASSES)
-    plain = EdgeSupernet(width, layers, stem, TEN_CLASSES)
-    copy_weights(ours, plain)
-    images, labels = torch.randn(5, 2, batch, 3, size, size), torch.randint(0, 10, (5, 2, batch))
-    images, labels, alphas = images.to(DEVICE), labels.to(DEVICE), model_search.init_alphas(DEVICE)
+    baseline = EdgeSupernet(width, layers, stem, TEN_CLASSES)
+    copy_weights(ours, baseline)
+    images = torch.randn(5, 2, batch, 3, size, size).to(DEVICE)
+    labels = torch.randint(0, 10, (5, 2, batch)).to(DEVICE)
+    first_alphas = model_search.init_alphas(DEVICE)
     criterion = torch.nn.CrossEntropyLoss()
 
     def make(network, layout, lean):
         network = network.to(DEVICE, memory_format=layout)
-        own_alphas = alphas.detach().clone().requires_grad_()
+        alphas = first_alphas.detach().clone().requires_grad_()
         w_optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
-        alpha_optimizer = torch.optim.Adam([own_alphas], 3e-4, (0.5, 0.999), weight_decay=1e-3)
+        alpha_optimizer = torch.optim.Adam([alphas], 3e-4, (0.5, 0.999), weight_decay=1e-3)
         batches = itertools.cycle(zip(images, labels))
 
         def step():
             (x, alpha_x), (y, alpha_y) = next(batches)
             network.requires_grad_(not lean)
-            alpha_loss = criterion(network(alpha_x, own_alphas), alpha_y)
+            alpha_loss = criterion(network(alpha_x, alphas), alpha_y)
             alpha_optimizer.zero_grad()
             alpha_loss.backward()
             alpha_optimizer.step()
             network.requires_grad_(True)
-            loss = criterion(network(x, own_alphas.detach() if lean else own_alphas), y)
+            loss = criterion(network(x, alphas.detach() if lean else alphas), y)
             w_optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
@@ -133,16 +138,24 @@ def search_steps(stem, size, batch, width, layers, plain_layout=torch.contiguous
 
         return step
 
-    return make(ours, torch.channels_last, lean=True), make(plain, plain_layout, lean=False)
+    return make(ours, torch.channels_last, lean=True), make(baseline, baseline_layout, lean=False)
 
 
-def memory(kind):
-    """MiB of this process: VmRSS now, VmHWM at most so far (not getrusage's, which a process inherits)."""
-    return int(re.search(rf"{kind}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+def loss_differences(case, dtype, steps):
+    """The largest difference from the baseline's losses: of ours, and of the baseline itself in
+    another memory format, which is rounding alone."""
+    torch.set_default_dtype(dtype)
+    ours, baseline = search_steps(**case)
+    _, other_layout = search_steps(**case, baseline_layout=torch.channels_last)
+    sides = ours, other_layout, baseline
+    losses = [torch.stack([side() for side in sides]) for _ in range(steps)]
+    torch.set_default_dtype(torch.float32)
+    losses = torch.stack(losses)  # (steps, 3, 2)
+    return (losses[:, :2] - losses[:, 2:]).abs().amax((0, 2)).tolist()
 
 
-def peak_of(side, case):
-    """MiB by which four steps raise the memory of a process; called in one of its own."""
+def peak_memory(case, side):
+    """MiB by which four steps raise the peak of a process; called in one of its own."""
     step = search_steps(**case)[side]
     before = memory("VmHWM")
     for _ in range(4):
@@ -151,67 +164,55 @@ def peak_of(side, case):
 
 
 def supernet(args):
-    for case, target in ((CIFAR, ">= 2.5x"), (IMAGENET, ">= 2.0x")):
+    cases, steps = [(CIFAR, ">= 2.5x"), (IMAGENET, ">= 2.0x")], 5
+    if args.quick:
+        cases, steps = [(CIFAR | {"batch": 4, "width": 4, "layers": 2}, "")], 2
+    for case, target in cases:
         if DEVICE.type == "cuda":
             case = case | {"batch": 64}
         name = "{stem} stem, {size} px, batch {batch}, width {width}, {layers} cells".format(**case)
-        yield row(
-            f"search step, {name}", target, *take_turns(args.turns, *search_steps(**case), warmup=1)
-        )
-        if args.quick:
-            continue
-        if DEVICE.type == "cpu":
-            with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-                peaks = [pool.submit(peak_of, side, case).result() for side in (0, 1)]
-            yield row(
-                f"peak memory of that step; target: ours <= 0.7 of plain = {1 / 0.7:.2f}x",
-                ">= 1.43x",
-                *peaks,
-                "MiB",
-            )
         for dtype in (torch.float64, torch.float32):
-            torch.set_default_dtype(dtype)
-            ours, plain = search_steps(**case)
-            _, again = search_steps(
-                **case, plain_layout=torch.channels_last
-            )  # differs from plain by rounding alone
-            losses = [torch.stack([side() for side in (ours, plain, again)]) for _ in range(5)]
-            difference, rounding = (
-                max((step[k] - step[1]).abs().max().item() for step in losses) for k in (0, 2)
-            )
-            what = f"losses of five of them, {dtype}: largest difference; of plain in another memory format"
-            yield row(what, "<= 1e-4", difference, rounding, "")
+            what = f"losses of {steps} steps, {name}, {dtype}: largest difference"
+            what += "; of the baseline in another memory format"
+            yield row(what, "<= 1e-4", *loss_differences(case, dtype, steps), unit="")
+        times = take_turns(args.turns, *search_steps(**case), warmup=1)
+        yield row(f"search step, {name}", target, *times)
+        if DEVICE.type == "cpu" and PROCESS_STATUS.exists():
+            peaks = in_new_processes(peak_memory, (case, 0), (case, 1))
+            what = f"peak memory of that step; target: ours <= 0.7 of the baseline = {1 / 0.7:.2f}x"
+            yield row(what, ">= 1.43x", *peaks, unit="MiB")
 
 
 def growth(args):
     """Our step against batch size, width, cells and image size, each doubled twice."""
     base = dict(stem="cifar", size=16, batch=16, width=8, layers=4)
+    factors = (1, 2, 4)
+    if args.quick:
+        base, factors = base | {"batch": 4, "layers": 1}, (1, 2)
     for name, work in (("batch", 2), ("width", 4), ("layers", 2), ("size", 4)):
         ms = []
-        for factor in (1, 2) if args.quick else (1, 2, 4):
+        for factor in factors:
             step, _ = search_steps(**base | {name: factor * base[name]})
-            ms.append(statistics.median(take_turns(args.turns, step, warmup=1)[0]))
+            ms.append(np.median(take_turns(args.turns, step, warmup=1)))
         times = ", ".join(f"{t / ms[0]:.2f}" for t in ms)
-        yield row(
-            f"search step, {name} {base[name]}; with 1, 2, 4 times that: {times}",
-            f"<= 1, {work}, {work**2}",
-            ms[0],
-        )
+        with_factors = f"with {', '.join(map(str, factors))} times that"
+        what = f"search step, {name} {base[name]}; {with_factors}: {times}"
+        yield row(what, f"<= 1, {work}, {work**2}", ms[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pretext tasks
+# --------------------------------------------------------------------------------------------------
+# Pretext tasks and photos
 
 
 def photo(height, width, seed=0):
-    """Shades and edges at all scales and some grain, in colours that vary less than brightness, uint8 (H, W, 3)."""
+    """Shades and edges at all scales and some grain, in colours that vary less than brightness:
+    uint8 (H, W, 3)."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3))
     for k in range(2, 9):
         noise = Image.fromarray(rng.integers(0, 256, (2**k, 2**k, 3), dtype=np.uint8))
-        image += (
-            np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) - 127.5
-        ) * 0.5 ** (k - 1)
+        scaled = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+        image += (scaled - 127.5) * 0.5 ** (k - 1)
     gray = image.mean(2, keepdims=True)
     grain = rng.normal(0, 6, (height, width, 1))
     return (127.5 + 3 * gray + 0.2 * (image - gray) + grain).clip(0, 255).astype(np.uint8)
@@ -219,6 +220,7 @@ def photo(height, width, seed=0):
 
 def tasks(args):
     torch.set_num_threads(1)
+    baselines = {"col": baseline_col, "rot": baseline_rot, "jig": baseline_jig}
     # size, batch (the paper's, on each of 8 GPUs and on CIFAR-10), target in ms
     cases = [("col", 224, 8, 0.4), ("rot", 224, 4, 0.8), ("jig", 255, 4, 0.8)]
     cases += [("col", 32, 128, 0.02), ("rot", 32, 32, 0.01), ("jig", 32, 32, 0.02)]
@@ -226,43 +228,67 @@ def tasks(args):
         images = torch.from_numpy(np.stack([photo(size, size, seed) for seed in range(batch)]))
         dataset = data.ImageSet(images)
         dataset.padded_crops = size == 32
-        task = pretext.make_task(
-            name, dataset, size, "cifar" if size == 32 else "imagenet", 2, "cpu"
-        )
-        plain = {"col": plain_col, "rot": plain_rot, "jig": plain_jig}[name]
+        stem = "cifar" if size == 32 else "imagenet"
+        task = pretext.make_task(name, dataset, size, stem, 2, "cpu")
         x, index, arrays = images.permute(0, 3, 1, 2), torch.arange(batch), images.numpy()
-        # a turn of ours is five batches, so that it does not only measure how the caches are after a turn of the other side
-        yield timed(
-            f"{name} at {size} px, an image, one thread",
-            f"<= {target} ms",
-            2 * args.turns,
-            lambda: [task.prepare(x, None, index, train=True) for _ in range(5)],
-            lambda: [plain(a) for a in arrays for _ in range(5)],
-            5 * batch,
-        )
+
+        # Five batches a turn: one would mostly measure the caches that the baseline left behind.
+        def ours():
+            for _ in range(5):
+                task.prepare(x, None, index, train=True)
+
+        def baseline():
+            for _ in range(5):
+                for array in arrays:
+                    baselines[name](array)
+
+        times = take_turns(2 * args.turns, ours, baseline) / (5 * batch)
+        yield row(f"{name} at {size} px, an image, one thread", f"<= {target} ms", *times)
     torch.set_num_threads(args.threads)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training steps, photos, the list of files, processes
+def photos(args):
+    from torchvision import transforms  # here, as the other parts start processes without it
+    from torchvision.datasets import ImageFolder
+
+    torch.set_num_threads(1)
+    n = 8 if args.quick else 32
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "train" / "n01"
+        folder.mkdir(parents=True)
+        for k in range(n):
+            height, width = (375, 500) if k % 3 else (500, 375)
+            image = Image.fromarray(photo(height, width, seed=k))
+            image.save(folder / f"{k}.JPEG", quality=95)
+        shutil.copytree(folder, Path(root) / "val" / "n01")  # ImageNet has both
+        crop = transforms.Compose([transforms.RandomResizedCrop(224), transforms.ToTensor()])
+        baseline = ImageFolder(folder.parent, crop)
+        train_set, _ = data.load("imagenet", root)
+        view = image_files.View(None, "area", 224)
+        ours = image_files.Decoder(train_set.crop, train_set.mean, view, seed=0)
+        files = train_set.files(torch.arange(n), view)
+        times = take_turns(
+            2 * args.turns,
+            lambda: ours[files],
+            lambda: torch.stack([baseline[i][0] for i in range(n)]),
+        )
+        what = "photo of 500 x 375, decoded and cropped to 224, one core"
+        yield row(what, ">= 1.5x", *times / n)
+    torch.set_num_threads(args.threads)
 
 
-def training_step(task, x, y, layout=torch.channels_last, amp=None):
-    """A step of training darts_v2 (width 16, 8 cells), which returns its loss."""
+# --------------------------------------------------------------------------------------------------
+# Training steps, the list of files, processes
+
+
+def training_step(task, x, y, layers, layout=torch.channels_last, amp=None):
+    """A step of training darts_v2 of width 16, which returns its loss."""
     torch.manual_seed(0)
-    network = model_eval.Network(
-        genotypes.load_arch("darts_v2"),
-        16,
-        8,
-        "cifar",
-        task.head,
-        task.in_channels,
-        task.reductions,
-    ).to(DEVICE, memory_format=layout)
-    optimizer, x = (
-        torch.optim.SGD(network.parameters(), 0.025, momentum=0.9),
-        x.contiguous(memory_format=layout),
-    )
+    cell = genotypes.load_arch("darts_v2")
+    network = model_eval.Network(cell, 16, layers, "cifar", **task.network_args)
+    network = network.to(DEVICE, memory_format=layout)
+    optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9)
+    x = x.contiguous(memory_format=layout)
     autocast, scaler = utils.precision(DEVICE, amp)
 
     def step():
@@ -278,196 +304,121 @@ def training_step(task, x, y, layout=torch.channels_last, amp=None):
 
 
 def training(args):
-    train, _ = data.load("shapes", limit=640)
-    task = pretext.make_task("cls", train, 32, "cifar", 8, DEVICE)
-    batches = data.batches(train, task.view, 64, DEVICE, seed=0)
+    batch, layers, steps = (8, 2, 2) if args.quick else (64, 8, 20)
+    train_set, _ = data.load("shapes", limit=10 * batch)
+    task = pretext.make_task("cls", train_set, 32, "cifar", layers, DEVICE)
+    batches = data.batches(train_set, task.view, batch, DEVICE, seed=0)
     x, y = task.prepare(*next(batches), train=True)
-    step, plain = training_step(task, x, y), training_step(task, x, y, torch.contiguous_format)
-    what = "training step, darts_v2, width 16, 8 cells, batch 64; default memory format"
-    yield timed(what, ">= 1.3x", args.turns, step, plain)
-    loading, computing = map(
-        statistics.median, take_turns(6, lambda: task.prepare(*next(batches), train=True), step)
-    )
-    yield row(
-        "data and pretext task, share of a training step",
-        "<= 3%",
-        100 * loading / (loading + computing),
-        unit="%",
-    )
+    ours = training_step(task, x, y, layers)
+    baseline = training_step(task, x, y, layers, torch.contiguous_format)
+    what = f"training step, darts_v2, width 16, {layers} cells, batch {batch}"
+    times = take_turns(args.turns, ours, baseline)
+    yield row(f"{what}; default memory format", ">= 1.3x", *times)
+    times = take_turns(6, lambda: task.prepare(*next(batches), train=True), ours)
+    loading, computing = np.median(times, axis=1)
+    share = 100 * loading / (loading + computing)
+    yield row("data and pretext task, share of a training step", "<= 3%", share, unit="%")
     for amp in ("bf16", "fp16") if DEVICE.type == "cuda" else ("bf16",):
-        ours, plain, n = (
-            training_step(task, x, y, amp=amp),
-            training_step(task, x, y),
-            2 if args.quick else 20,
-        )
-        last = [[side() for _ in range(n)][-1] for side in (ours, plain)]
-        what = (
-            "--amp {}: after {} steps on a batch the loss is {:.4f}, in fp32 {:.4f}; a step".format(
-                amp, n, *last
-            )
-        )
-        yield timed(what, "", args.turns, ours, plain)
+        ours, baseline = (training_step(task, x, y, layers, amp=kind) for kind in (amp, None))
+        loss, loss_fp32 = ([side() for _ in range(steps)][-1] for side in (ours, baseline))
+        losses = f"the loss is {loss:.4f}, in fp32 {loss_fp32:.4f}"
+        times = take_turns(args.turns, ours, baseline)
+        yield row(f"--amp {amp}: after {steps} steps on a batch {losses}; a step", "", *times)
 
 
-def photos(args):
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
-
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as root:
-        for part, k in itertools.product(("train", "val"), range(32)):
-            path = Path(root) / part / "n01" / f"{k}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(photo(*((375, 500) if k % 3 else (500, 375)), k)).save(path, quality=95)
-        as_public = transforms.Compose([transforms.RandomResizedCrop(224), transforms.ToTensor()])
-        plain = ImageFolder(path.parent.parent, as_public)
-        train, _ = data.load("imagenet", root)
-        view = image_files.View(None, "area", 224)
-        ours = image_files.Decoder(train.crop, train.mean, view, seed=0)
-        batch = train.files(torch.arange(32), view)
-        yield timed(
-            "photo of 500 x 375, decoded and cropped to 224, one core",
-            ">= 1.5x",
-            2 * args.turns,
-            lambda: ours[batch],
-            lambda: torch.stack([plain[i][0] for i in range(32)]),
-            32,
-        )
-    torch.set_num_threads(args.threads)
-
-
-def list_files(root, plain):
-    """(ms, MiB, count) that it takes to have the names of all files; called in a process of its own."""
-    before, start = memory("VmRSS"), time.perf_counter()
-    if plain:
-        names = sorted(
-            os.path.join(root, d, f)
-            for d in os.listdir(root)
-            for f in os.listdir(os.path.join(root, d))
-        )
+def list_files(root, ours):
+    """(ms, MiB or None) that it takes to have the names of all files below root/data; called in a
+    process of its own, so that the cache can be anywhere."""
+    os.environ["XDG_CACHE_HOME"] = f"{root}/cache"
+    folder = f"{root}/data"
+    before, start = PROCESS_STATUS.exists() and memory("VmRSS"), time.perf_counter()
+    if ours:
+        names = image_files.index_of(folder)
     else:
-        names = image_files.index_of(root)
-    return 1e3 * (time.perf_counter() - start), memory("VmRSS") - before, len(names)
+        folders = [os.path.join(folder, name) for name in os.listdir(folder)]
+        names = sorted(os.path.join(f, name) for f in folders for name in os.listdir(f))
+    ms = 1e3 * (time.perf_counter() - start)
+    assert len(names)  # in memory until here
+    return ms, memory("VmRSS") - before if PROCESS_STATUS.exists() else None
 
 
 def index(args):
-    total = 100_000 if args.quick else 1_000_000
+    total, results = 20_000 if args.quick else 1_000_000, []
     with tempfile.TemporaryDirectory() as root:
-        os.environ["XDG_CACHE_HOME"], before = (
-            f"{root}/cache",
-            os.environ.get("XDG_CACHE_HOME", ""),
-        )  # empty counts as unset
-        for d in range(total // 1000):
-            os.makedirs(f"{root}/data/n{d:08}")
+        for folder in range(total // 1000):
+            (Path(root) / f"data/n{folder:08}").mkdir(parents=True)
             for k in range(1000):
-                os.mknod(f"{root}/data/n{d:08}/n{d:08}_{k:06}.JPEG")
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-            cold, cached, plain = (
-                pool.submit(list_files, f"{root}/data", kind).result()
-                for kind in (False, False, True)
-            )
-        size = (
-            sum(path.stat().st_size for path in Path(f"{root}/cache").rglob("*") if path.is_file())
-            / 1e6
-        )
-    os.environ["XDG_CACHE_HOME"] = before
-    yield row(f"list of {total:,} files; sorted Python strings", "", cold[0], plain[0])
-    yield row("the same from the cache", "<= 1000 ms", cached[0], plain[0])
-    yield row("memory of a process that has it", "", cold[1], plain[1], "MiB")
-    yield row("the index on disk", "<= 150 MB", size, unit="MB")
+                open(f"{root}/data/n{folder:08}/n{folder:08}_{k:06}.JPEG", "x").close()
+        for ours in (True, True, False):  # in turn, as they are timed
+            results += in_new_processes(list_files, (root, ours))
+        first, cached, baseline = results
+        cache = [path for path in (Path(root) / "cache").rglob("*") if path.is_file()]
+        megabytes = sum(path.stat().st_size for path in cache) / 1e6
+    yield row(f"list of {total:,} files; sorted Python strings", "", first[0], baseline[0])
+    yield row("the same from the cache", "<= 1000 ms", cached[0], baseline[0])
+    if PROCESS_STATUS.exists():
+        yield row("memory of a process that has it", "", first[1], baseline[1], unit="MiB")
+    yield row("the index on disk", "<= 150 MB", megabytes, unit="MB")
+
+
+def launch(script, options, out, processes, threads):
+    torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={processes}".split()
+    command = [sys.executable, *(torchrun if processes > 1 else []), script]
+    command += ["--device", "cpu", *options.split(), "--out", out]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=env)
+
+
+def image_of_a_search(options, processes, threads):
+    """Its milliseconds."""
+    with tempfile.TemporaryDirectory() as out:
+        launch("search.py", options, out, processes, threads)
+        lines = [json.loads(line) for line in Path(out, "log.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines if "step" in line]
+    return 1e3 / statistics.median(speeds[2:])
+
+
+def training_of_a_sweep(options, processes, threads):
+    """Its milliseconds, between the ends of trainings: what comes before the first is the same for
+    one process and for many."""
+    with tempfile.TemporaryDirectory() as out:
+        launch("sample.py", options, out, processes, threads)
+        ends = sorted(path.stat().st_mtime for path in Path(out).rglob("result.json"))
+    return 1e3 * (ends[-1] - ends[processes - 1]) / (len(ends) - processes)
 
 
 def processes(args):
-    """A search, and a sweep of small trainings, by one process on one core, by one on all cores and by two on half each."""
-    shapes = ["--device", "cpu", "--limit"]
-    images, width, layers = ("192", "8", "4") if args.quick else ("384", "16", "8")
-    search = [
-        "search.py",
-        *shapes,
-        images,
-        "--task",
-        "cls",
-        "--width",
-        width,
-        "--layers",
-        layers,
-        "--epochs",
-        "1",
-        "--print_every",
-        "1",
-    ]
-    sweep = [
-        "sample.py",
-        *shapes,
-        "640",
-        "--space",
-        "darts",
-        "-n",
-        "5",
-        "--tasks",
-        "cls",
-        "rot",
-        "--epochs",
-        "2",
-    ]
-    for command, what, target in (
-        (search, "an image of a search", ">= 1.6x"),
-        (sweep, "a training of a sweep", ""),
+    """Two processes on half of the cores each against one on one core and one on all of them."""
+    search = "--limit 384 --width 16 --layers 8"
+    sweep = "--space darts -n 5 --limit 640 --tasks cls rot --epochs 2"
+    if args.quick:
+        search = "--limit 128 --width 4 --layers 1"
+        sweep = "--space nasbench101 -n 4 --limit 50 --tasks cls --epochs 1"
+    search += " --task cls --epochs 1 --print_every 1"
+    for measure, options, what, target in (
+        (image_of_a_search, search, "an image of a search", ">= 1.6x"),
+        (training_of_a_sweep, sweep, "a training of a sweep", ""),
     ):
-        ms = []
-        for n, threads in ((1, 1), (2, max(1, args.threads // 2)), (1, args.threads))[
-            : 2 if args.quick else 3
-        ]:
-            with tempfile.TemporaryDirectory() as out:
-                launch = [
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    f"--nproc_per_node={n}",
-                ]
-                subprocess.run(
-                    [*launch, *command, "--out", out],
-                    check=True,
-                    capture_output=True,
-                    cwd=HERE,
-                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                )
-                if command is search:
-                    lines = map(json.loads, Path(out, "log.jsonl").read_text().splitlines())
-                    ms.append(
-                        1e3
-                        / statistics.median(
-                            [line["images_per_second"] for line in lines if "step" in line][2:]
-                        )
-                    )
-                else:  # between the ends of trainings, as what comes before the first is the same for one and many
-                    ends = sorted(path.stat().st_mtime for path in Path(out).rglob("result.json"))
-                    ms.append(1e3 * (ends[-1] - ends[n - 1]) / (len(ends) - n))
-        yield row(
-            f"{what}, two processes on half the cores each; one on one core", target, ms[1], ms[0]
-        )
-        if args.quick:
-            return
-        yield row(f"{what}, two processes on half the cores each; one on all", "", ms[1], ms[2])
+        what = f"{what}, two processes on half the cores each"
+        two = measure(options, 2, max(1, args.threads // 2))
+        yield row(f"{what}; one on one core", target, two, measure(options, 1, 1))
+        if not args.quick:
+            yield row(f"{what}; one on all", "", two, measure(options, 1, args.threads))
 
+
+# --------------------------------------------------------------------------------------------------
+# The command line
 
 PARTS = {
-    part.__name__: part for part in (tasks, training, photos, index, supernet, processes, growth)
+    part.__name__: part for part in (supernet, tasks, photos, training, index, processes, growth)
 }
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Speed against the plain way of doing the same.")
-    parser.add_argument("--quick", action="store_true", help="fewer turns and smaller cases")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=list(PARTS),
-        default=list(PARTS),
-        metavar="PART",
-        help=", ".join(PARTS),
-    )
+    parser = argparse.ArgumentParser(description="Speed of this code next to a baseline.")
+    parts = dict(nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
+    parser.add_argument("--quick", action="store_true", help="smaller cases and fewer turns")
+    parser.add_argument("--only", help=f"of {', '.join(PARTS)}", **parts)
     parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
     args = parser.parse_args(argv)
     args.turns, args.threads = 2 if args.quick else 7, torch.get_num_threads()
@@ -475,14 +426,16 @@ def parse_args(argv=None):
 
 
 def main(args):
-    found, where = [], utils.environment(DEVICE)
+    rows, environment = [], runs.environment(DEVICE)
+    head = ["what", "ours", "baseline", "ratio (spread)", "target"]
+    print("\n".join(cli.markdown_table(head, [])[:2]))
     for part in args.only:
-        for result in PARTS[part](args):
-            found.append(result)
-            print(to_text([result]).splitlines()[-1], flush=True)
+        for values in PARTS[part](args):
+            rows.append({"part": part, **values})
+            print(cli.markdown_table(head, [row_text(values)])[2], flush=True)
             if args.json:
-                cli.write_json(Path(args.json), {"rows": found, **where})
-    print(f"\n{to_text(found)}\n{where['device']}, torch {torch.__version__}, {where['date']}")
+                cli.write_json(args.json, {"rows": rows, **environment})
+    print("\n{device}, torch {versions[torch]}, {date}".format(**environment))
 
 
 if __name__ == "__main__":

@@ -38,17 +38,14 @@ class View(NamedTuple):
 
 # --------------------------------------------------------------------------------------------------
 # Crops of images on disk: from the image's width and height, and a random generator or None, to the
-# box (left, top, right, bottom) to take, which may reach over the edges of the image, and the
-# (w, h) to scale it to. Without a generator, for evaluation, it is in the middle.
+# box (left, top, right, bottom) to take and the (w, h) to scale it to. Without a generator, for
+# evaluation, it is in the middle.
 
 
 def window(W, H, w, h, size, rng):
-    """A square in the image scaled to (w, h); where that is smaller, it lies in the square."""
-
-    def start(room):
-        return room // 2 if rng is None else rng.integers(min(room, 0), max(room, 0) + 1)
-
-    x, y = start(w - size), start(h - size)
+    """A square of that size in the image scaled to (w, h), which is at least as large."""
+    rooms = w - size, h - size
+    x, y = (room // 2 if rng is None else rng.integers(room + 1) for room in rooms)
     return (x * W / w, y * H / h, (x + size) * W / w, (y + size) * H / h), (size, size)
 
 
@@ -92,19 +89,14 @@ def scene_crop(W, H, view, rng):
 # Decoding
 
 
-def resized(image, box, size, resample, fill):
-    """That box of an image at that size as an array, filled where it reaches over the edges."""
-    left, top, right, bottom = box
-    sx, sy = size[0] / (right - left), size[1] / (bottom - top)
-    inner = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
-    x, y = round((inner[0] - left) * sx), round((inner[1] - top) * sy)
-    w, h = round((inner[2] - left) * sx) - x, round((inner[3] - top) * sy) - y
-    canvas = Image.new(image.mode, size, fill)
-    canvas.paste(image.resize((w, h), resample, inner, reducing_gap=3.0), (x, y))
-    return np.asarray(canvas)
+def resized(image, box, size, resample):
+    """That box of an image at that size as an array."""
+    left, top, right, bottom = box  # which rounding may have moved over the edges
+    box = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+    return np.asarray(image.resize(size, resample, box, reducing_gap=3.0))
 
 
-def read_rgb(path, crop, fill=(0, 0, 0)):
+def read_rgb(path, crop):
     """Of any image file, upright and RGB: what crop(width, height) takes as uint8 (h, w, 3); its
     (width, height); mode and size as text. On a broken file it raises whatever Pillow does."""
     with Image.open(path) as image:
@@ -124,7 +116,7 @@ def read_rgb(path, crop, fill=(0, 0, 0)):
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         box = [scale * edge for edge in box]
-        return resized(to_rgb(image), box, size, Image.Resampling.BILINEAR, fill), (W, H), found
+        return resized(to_rgb(image), box, size, Image.Resampling.BILINEAR), (W, H), found
 
 
 def to_rgb(image):
@@ -160,7 +152,7 @@ def read_mask(path, image_size, crop):
     if image.size != image_size or image.mode not in ("L", "P"):
         found = f"{path}: a mask of mode {image.mode}, {image.width} x {image.height}"
         raise InputError(f"{found}; it must have 8 bits and be {image_size[0]} x {image_size[1]}")
-    mask = resized(image, *crop(*image_size), Image.Resampling.NEAREST, 255)
+    mask = resized(image, *crop(*image_size), Image.Resampling.NEAREST)
     if path.endswith(RAW_IDS):
         return TRAIN_ID[mask]
     if ((mask >= 19) & (mask != 255)).any():
@@ -282,7 +274,7 @@ class ImageFiles(DataSet):
     def fetch(self, parts, view, seed, device):
         atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
         batches = DataLoader(
-            Decoder(self.crop, self.mean, view, seed),
+            Decoder(self.crop, view, seed),
             batch_size=None,
             sampler=(self.files(index, view) for index in parts),
             num_workers=self.workers,
@@ -308,7 +300,7 @@ class ImageFiles(DataSet):
     def examine(self, index):
         """Decodes the images of an index tensor, for `formats` and `unreadable`."""
         view = View(None if self.masks is None else "masks", "area", 64)
-        decoder = Decoder(self.crop, self.mean, view, seed=None)
+        decoder = Decoder(self.crop, view, seed=None)
         formats, errors = try_all(lambda file: decoder.decode(file)[2], self.files(index, view))
         self.formats.update(formats.values())
         self.unreadable |= {path: reason for (_, path, _), reason in errors.items()}
@@ -318,8 +310,8 @@ class Decoder:
     """The batches of ImageFiles for torch's DataLoader. Its workers get this and the names of each
     batch's files, and no more of the data set."""
 
-    def __init__(self, crop, mean, view, seed):
-        self.crop, self.view, self.fill = crop, view, tuple(round(255 * m) for m in mean)
+    def __init__(self, crop, view, seed):
+        self.crop, self.view = crop, view
         self.seed = None if seed is None else np.atleast_1d(seed)
 
     def decode(self, file):
@@ -330,7 +322,7 @@ class Decoder:
             rng = None if self.seed is None else np.random.default_rng([*self.seed, i])
             return self.crop(W, H, self.view, rng)
 
-        image, size, found = read_rgb(path, crop, self.fill)
+        image, size, found = read_rgb(path, crop)
         return image, mask_path and read_mask(mask_path, size, crop), found
 
     def __getitem__(self, files):

@@ -232,7 +232,8 @@ def test_input_shape_is_that_of_the_inputs(name, stem, size):
     task = make_task(name, images, stem)
     x, y = task.prepare(*batch_of(images, name), train=True)
     assert (len(x) // len(y), *x.shape[1:]) == task.input_shape
-    assert task.view == View(task.targets, "window" if name == "jig" else "area", size)
+    crop, base = "window" if name == "jig" else "area", 1.0 if name == "seg" else 0.5
+    assert task.view == View(task.targets, crop, size, base)
 
 
 @pytest.mark.parametrize("name", TASKS)

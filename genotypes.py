@@ -167,6 +167,7 @@ def parse_cell(pairs, concat, where):
 
 def parse_nasbench(entry, where: str) -> NASBenchCell:
     """A NAS-Bench-101 cell from parsed JSON, pruned, if it obeys the benchmark's rules."""
+    entry = entry if isinstance(entry, dict) else {}
     matrix, ops = entry.get("matrix"), entry.get("ops")
     if not isinstance(matrix, list) or not isinstance(ops, list):
         raise InputError(f'{where}: a NAS-Bench-101 cell has the lists "matrix" and "ops"')
@@ -228,8 +229,8 @@ def parse_arch(entry, where: str) -> Genotype | NASBenchCell:
     space = entry.get("space") if isinstance(entry, dict) else None
     if space == "darts":
         return parse_genotype(entry.get("genotype"), where)
-    if space == "nasbench101":
-        return parse_nasbench(entry, where)
+    if space == "nasbench101":  # in a result.json under "genotype"
+        return parse_nasbench(entry.get("genotype", entry), where)
     raise InputError(f'{where}: its "space" must be "darts" or "nasbench101", not {space!r}')
 
 

@@ -11,6 +11,7 @@ import os
 import statistics
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from scipy import stats
 
 import cli
@@ -163,6 +164,24 @@ def search_table(searches) -> list:
     return cli.markdown_table(head, rows)
 
 
+def draw_accuracies(rows, path):
+    """A line for each cell: its seeds, and their mean."""
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for y, row in enumerate(rows):
+        color = visualize.PALETTE[groups.index(row["group"])]
+        ax.plot(row["mean"], y, "D", color=color, ms=9, label=row["group"])
+        ax.plot(row["scores"], [y] * len(row["scores"]), "o", color=color, ms=5, mec="white")
+    ax.set_yticks(range(len(rows)), [row["cell"] for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel(f"{rows[0]['metric']} of {objective(rows[0])}: each seed, and their mean")
+    ax.grid(axis="x", alpha=0.3)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
 def main(args):
     searches = {path: cli.read_json(path) for path in find(args.folders, "genotype.json")}
     sweeps = {path.parent for path in find(args.folders, "sweep.json")}
@@ -175,9 +194,10 @@ def main(args):
         raise cli.InputError(f"{out}: its report.md is of correlate.py; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     lines = ["# Are labels necessary for this search?", ""]
-    for settings, rows in tables.items():
+    for k, (settings, rows) in enumerate(tables.items(), start=1):
+        draw_accuracies(rows, out / f"accuracy_{k}.png")
         lines += [f"## Trained for {objective(rows[0])}", "", *group_table(rows), *cell_table(rows)]
-        lines += [f"Settings: {settings}", ""]
+        lines += [f"![Accuracies](accuracy_{k}.png)", "", f"Settings: {settings}", ""]
     if searches:
         lines += ["## Searches", "", *search_table(searches), "![Alpha histories](alphas.png)", ""]
         histories = {title(s["meta"]): s["meta"]["history"] for s in searches.values()}

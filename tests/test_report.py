@@ -127,8 +127,14 @@ def test_report(made_up, capsys):
         assert line in text
     assert "99.00" not in text and text.count("## Trained for") == 1
     figures = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert figures == ["alphas.png", "cell_cls.png", "cell_rot.png", "correlation/scatter.png"]
-    assert all((made_up / name).stat().st_size > 10_000 for name in figures[:3])
+    assert figures == [
+        "accuracy_1.png",
+        "alphas.png",
+        "cell_cls.png",
+        "cell_rot.png",
+        "correlation/scatter.png",
+    ]
+    assert all((made_up / name).stat().st_size > 10_000 for name in figures[:4])
     assert not any(line.startswith("![") for line in capsys.readouterr().out.splitlines())
     rows = json.loads((made_up / "report.json").read_text())
     assert [row["mean"] for row in rows] == [72.5, 70.5, 60, 52, 50]

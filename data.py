@@ -197,12 +197,16 @@ def read_folder(root, size, limit):
         raise InputError(f"{train_root}: no images ({', '.join(image_files.EXTENSIONS)})")
     left_out["outside the folders that are used"] = len(found) - len(paths) - len(test_paths)
 
-    classes, notes = [], []
+    classes, notes, why_no_labels = [], [], None
     stray = [f for f in paths + test_paths if f.parent in (train_root, test_root)]
-    if train_root != root and not stray:
+    if train_root != root and stray:
+        why_no_labels = f"{stray[0]} is not in the folder of a class"
+    elif train_root != root:
         classes = sorted({f.relative_to(train_root).parts[0] for f in paths})
         test_classes = {f.relative_to(test_root).parts[0] for f in test_paths}
         image_files.check_classes(test_root, test_classes, classes)
+        if len(classes) == 1:
+            why_no_labels, classes = image_files.one_class(train_root, classes[0]), []
     if not size:
         size, *notes = fitting_size(paths)
     if not val_roots:
@@ -214,8 +218,7 @@ def read_folder(root, size, limit):
     for folder, part in ((train_root, paths), (test_root, test_paths)):
         chosen = [part[i] for i in random_subset(len(part), limit).tolist()]
         dataset = read_images(folder, chosen, size, classes)
-        if stray and train_root != root:
-            dataset.why_no_labels = f"{stray[0]} is not in the folder of a class"
+        dataset.why_no_labels = why_no_labels or dataset.why_no_labels
         left_out["beyond --limit"] += len(part) - len(chosen)
         left_out["unreadable"] += len(dataset.unreadable)
         sets.append(dataset)
@@ -229,14 +232,23 @@ def read_folder(root, size, limit):
 
 
 def list_images(root):
-    """The sorted paths of the image files below a folder, and a Counter of what else there is."""
-    images, others = [], Counter()
+    """The sorted paths of the image files below a folder, and a Counter of what else there is. Each
+    folder is visited once, however many links lead to it."""
+    images, others, visited = [], Counter(), set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [s for s in subfolders if not s.startswith(".")]
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            others["links to folders seen before"] += 1
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
         for path in (Path(folder, name) for name in names):
             hidden = path.name.startswith(".")
             kind = "hidden" if hidden else path.suffix.lower() or "without an ending"
-            if kind in image_files.EXTENSIONS:
+            if kind in image_files.EXTENSIONS and not path.is_file():  # a pipe would block
+                others["not a regular file"] += 1
+            elif kind in image_files.EXTENSIONS:
                 images.append(path)
             else:
                 others[kind] += 1

@@ -180,10 +180,15 @@ def try_all(read, items, threads=None):
 def scan(root, folders):
     """The index of the image files in these folders of root: an array with the fields "name",
     <folder>/<file> as bytes, and "folder", the folder's number."""
-    endings, names = tuple(map(os.fsencode, EXTENSIONS)), []
+    endings, names, visited = tuple(map(os.fsencode, EXTENSIONS)), [], set()
     for folder in folders:
-        files = sorted(os.listdir(os.path.join(root, folder)))
-        files = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
+        status = os.stat(os.path.join(root, folder))
+        with os.scandir(os.path.join(root, folder)) as entries:  # a pipe is no file
+            files = sorted(e.name for e in entries if e.is_file() and not e.name.startswith(b"."))
+        if (status.st_dev, status.st_ino) in visited:  # by another link
+            files = []
+        visited.add((status.st_dev, status.st_ino))
+        files = [f for f in files if f.lower().endswith(endings)]
         names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
     counts = [len(array) for array in names]
     if not any(counts):
@@ -360,6 +365,12 @@ def check_classes(root, classes, known):
         raise InputError(f"{root}: classes the training part does not have: {', '.join(new[:5])}")
 
 
+def one_class(root, name):
+    """Why there are no labels where all images are of one class; often a level is too many."""
+    folders = ", ".join(sorted(path.name for path in (root / name).iterdir() if path.is_dir())[:5])
+    return f"{root} has only one class, {name}" + (f", with the folders {folders}" * bool(folders))
+
+
 def read_classes(root, classes=None):
     """A folder of images for each class; of an evaluation part the training part's classes."""
     index, folders = index_of(root)
@@ -371,6 +382,8 @@ def read_classes(root, classes=None):
     labels = np.array([number.get(name, -1) for name in folders], np.int32)[index["folder"]]
     dataset = ImageFiles(root, index["name"], photo_crop, torch.from_numpy(labels), classes)
     dataset.jitter = 0.1
+    if len(classes) == 1:
+        dataset.labels, dataset.why_no_labels = None, one_class(root, classes[0])
     if empty := [name for name, count in zip(folders, counts) if not count]:
         dataset.notes = [f"{root}: no images in {len(empty)} folders, first {empty[0]}"]
     return dataset

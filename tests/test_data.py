@@ -158,6 +158,39 @@ def test_labelled_folder(tmp_path, capsys):
     assert "  cat: 4" in out and "labels: 2 classes" in out
 
 
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_one_class_is_none(tmp_path, capsys, name):
+    """A level too many would be learned perfectly."""
+    for part in ("train", "val"):
+        make_labelled(tmp_path / part / "images", folders=("",))
+        for k in range(3):
+            photo(20, 20, k).save(tmp_path / part / "images" / f"{k}.png")
+    train_set, _ = data.load(name, tmp_path)
+    assert train_set.labels is None and "only one class, images, with the folders cat, dog" in (
+        train_set.why_no_labels
+    )
+    with pytest.raises(InputError, match="task cls needs labels: .* only one class, images"):
+        pretext.make_task("cls", train_set, 32, "cifar", 2, "cpu")
+    data.main(data.parse_args(["--dataset", name, "--data", str(tmp_path)]))
+    assert "labels: none" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes")
+def test_links_that_lead_back_and_pipes(tmp_path):
+    root = make_labelled(tmp_path / "photos", folders=("train",))
+    (root / "train" / "cat" / "back").symlink_to(root)
+    (root / "train" / "cat" / "self").symlink_to(root / "train" / "cat")
+    (root / "train" / "again").symlink_to(root / "train" / "dog")
+    os.mkfifo(root / "train" / "dog" / "pipe.jpg")
+    train_set, test_set = data.load("folder", root)
+    names = train_set.names + test_set.names
+    assert len(names) == 8 and len({Path(name).name + name[:3] for name in names}) <= 8
+    assert "3 links to folders seen before" in train_set.notes[1]
+    assert "1 not a regular file" in train_set.notes[1]
+    on_disk, _ = data.load("imagenet22k", root / "train")
+    assert len(on_disk) == 8 and len(on_disk.classes) == 2
+
+
 def test_labelled_folder_without_evaluation_part(tmp_path):
     train, test = data.load("folder", make_labelled(tmp_path, count=10, folders=("train",)))
     assert (len(train), len(test)) == (18, 2) and test.labels is not None

@@ -53,13 +53,13 @@ def add_arguments(group):
     add("--out", type=cli.path, metavar="DIR", help="where to write (default: a name under runs/)")
     add("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, batches and splits")
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
-    add("--workers", type=at_least(0, int), metavar="N", help="that decode images, of each rank")
+    add("--workers", type=at_least(0, int), help="decoding processes a rank (default: its cores)")
     add("--deterministic", action="store_true", help="reproducible on a GPU, too; slower")
     add("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 for older GPUs")
     add("--sync_bn", action="store_true", help="BN statistics over all ranks (GPUs only)")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    add("--save_every", type=at_least(0, int), default=0, metavar="STEPS", help="0: every epoch")
-    add("--print_every", type=at_least(1, int), default=50, metavar="STEPS", help="between lines")
+    add("--save_every", type=at_least(0, int), default=0, help="steps between saves; 0: epochs")
+    add("--print_every", type=at_least(1, int), default=50, help="steps between two lines")
 
 
 class Run:

@@ -64,7 +64,7 @@ def parse_args(argv=None):
     add("--stem", choices=list(ops.STEMS), help="full or 1/8 resolution (default: by --size)")
     add = parser.add_argument_group("optimiser").add_argument
     add("--epochs", type=at_least(1, int), help="passes over half of the training set")
-    add("--batch_size", type=at_least(2, int), help="images per step, from each half, all ranks")
+    add("--batch_size", type=at_least(2, int), help="images per step of each half, of all ranks")
     add("--lr", type=at_least(0), help="of the weights: SGD, momentum 0.9, cosine by epoch")
     add("--weight_decay", type=at_least(0), help="of the weights")
     add("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: any")

@@ -1,8 +1,10 @@
-"""What test_distributed.py runs in several processes: `torchrun tests/ranks.py OUT`. Rank 0 writes what it found to OUT."""
+"""What test_distributed.py runs in several processes: `torchrun tests/ranks.py OUT`. Rank 0 writes
+what it found to OUT."""
 
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,135 +21,92 @@ import utils
 from cli import InputError
 from genotypes import load_arch
 
-SMALL = ["--width", "4", "--layers", "2", "--device", "cpu", "--epochs", "1"]
-STOPPED = [
-    *SMALL,
-    "--arch",
-    "darts_v2",
-    "--limit",
-    "60",
-    "--batch_size",
-    "12",
-    "--epochs",
-    "6",
-]  # what is stopped or killed
+SMALL = "--width 4 --layers 2 --device cpu --epochs 1".split()
+STOPPED = [*SMALL, *"--arch darts_v2 --limit 60 --batch_size 12 --epochs 6".split()]
+
+FEW_TASKS = ["cls", "jig", "seg"]  # without the tables of col, which take each process seconds
 
 
-def evaluations():
-    """Metrics of one network of each task on 47 images, which no number of processes divides evenly."""
+def evaluations(tasks=tuple(pretext.TASKS)):
+    """Metrics of one network of each task on 47 images, which no number of processes divides."""
     found = {}
-    for name in pretext.TASKS:
+    for name in tasks:
         _, test = data.load("shapes", limit=47)
         task = pretext.make_task(name, test, 32, "cifar", 2, "cpu")
         torch.manual_seed(0)
-        network = model_eval.Network(
-            load_arch("darts_v2"), 4, 2, "cifar", task.head, task.in_channels, task.reductions
-        )
+        network = model_eval.Network(load_arch("darts_v2"), 4, 2, "cifar", **task.network_args)
         batches = data.batches(test, task.view, 12, "cpu")
-        found[name] = utils.evaluate(
-            network, task, batches, utils.precision(torch.device("cpu"), None)[0]
-        )
+        found[name] = utils.evaluate(network, task, batches, nullcontext())
     return found
 
 
 def exact_search(out, reduce_alphas=True):
-    """An epoch of a search in which one process and several compute the same: float64, BN with fixed statistics, no
-    augmentation. Returns its losses, alpha gradients, genotype and error."""
-    torch.set_default_dtype(torch.float64)
+    """An epoch of a search in which one process and several compute the same: float64, BN with
+    fixed statistics, no augmentation. Returns its losses, alpha gradients, genotype and error."""
     gradients, genotype, error = [], None, None
-    plain = {
-        "train": nn.BatchNorm2d.train,
-        "prepare": pretext.Rotation.prepare,
-        "step": torch.optim.Adam.step,
-        "average": utils.average_gradients,
-    }
+    set_mode, prepare = nn.BatchNorm2d.train, pretext.Rotation.prepare
+    take_step, average = torch.optim.Adam.step, utils.average_gradients
+
+    def keep_statistics(self, mode=True):
+        return set_mode(self, False)
+
+    def prepare_without_augmentation(self, *batch, train):
+        return prepare(self, *batch, train=False)
 
     def step(self, *args, **kwargs):
         gradients.append(self.param_groups[0]["params"][0].grad.flatten().tolist())
-        return plain["step"](self, *args, **kwargs)
+        return take_step(self, *args, **kwargs)
 
     def average_gradients(parameters):
         if reduce_alphas or not isinstance(parameters, list):
-            plain["average"](parameters)
+            average(parameters)
 
-    nn.BatchNorm2d.train = lambda self, mode=True: plain["train"](self, False)
-    pretext.Rotation.prepare = lambda self, *batch, train: plain["prepare"](
-        self, *batch, train=False
-    )
+    argv = "--task rot --size 16 --limit 64 --batch_size 16 --print_every 1 --out".split()
+    torch.set_default_dtype(torch.float64)
+    nn.BatchNorm2d.train, pretext.Rotation.prepare = keep_statistics, prepare_without_augmentation
     torch.optim.Adam.step, utils.average_gradients = step, average_gradients
     try:
-        argv = [
-            *SMALL,
-            "--task",
-            "rot",
-            "--size",
-            "16",
-            "--limit",
-            "128",
-            "--batch_size",
-            "32",
-            "--print_every",
-            "1",
-        ]
-        argv += ["--out", str(out)]
-        genotype = search.main(search.parse_args(argv))
+        genotype = search.main(search.parse_args([*SMALL, *argv, str(out)]))
     except RuntimeError as raised:
         error = str(raised)
     finally:
-        nn.BatchNorm2d.train, pretext.Rotation.prepare = plain["train"], plain["prepare"]
-        torch.optim.Adam.step, utils.average_gradients = plain["step"], plain["average"]
+        nn.BatchNorm2d.train, pretext.Rotation.prepare = set_mode, prepare
+        torch.optim.Adam.step, utils.average_gradients = take_step, average
         torch.set_default_dtype(torch.float32)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return {
-        "losses": [line["loss"] for line in lines if "step" in line],
-        "gradients": gradients,
-        "genotype": genotype,
-        "error": error,
-    }
+    losses = [line["loss"] for line in lines if "step" in line]
+    return {"losses": losses, "gradients": gradients, "genotype": genotype, "error": error}
 
 
 def whole_runs(out):
     """A search and a training of each task."""
     for task in pretext.TASKS:
-        argv = [*SMALL, "--task", task, "--limit", "41", "--batch_size", "10"]
-        search.main(search.parse_args([*argv, "--out", str(out / f"search_{task}")]))
-        train.main(
-            train.parse_args([*argv, "--arch", "darts_v2", "--out", str(out / f"train_{task}")])
-        )
+        argv = [*SMALL, *f"--task {task} --size 16 --limit 41 --batch_size 10 --out".split()]
+        search.main(search.parse_args([*argv, str(out / f"search_{task}")]))
+        train.main(train.parse_args([*argv, str(out / f"train_{task}"), "--arch", "darts_v2"]))
 
 
 def run_with_nan(out):
     """The inputs of the last rank alone are not numbers; all ranks must say so."""
-    plain = pretext.Rotation.prepare
+    prepare, error = pretext.Rotation.prepare, None
 
-    def prepare(self, *batch, train):
-        x, y = plain(self, *batch, train=train)
+    def poisoned(self, *batch, train):
+        x, y = prepare(self, *batch, train=train)
         return x * float("nan") if utils.rank() == utils.world_size() - 1 else x, y
 
-    pretext.Rotation.prepare, error = prepare, None
+    argv = "--arch darts_v2 --task rot --limit 40 --batch_size 10 --print_every 1 --out".split()
+    pretext.Rotation.prepare = poisoned
     try:
-        argv = [
-            *SMALL,
-            "--arch",
-            "darts_v2",
-            "--task",
-            "rot",
-            "--limit",
-            "40",
-            "--batch_size",
-            "10",
-            "--print_every",
-            "1",
-        ]
-        train.main(train.parse_args([*argv, "--out", str(out)]))
+        train.main(train.parse_args([*SMALL, *argv, str(out)]))
     except InputError as raised:
         error = str(raised)
-    pretext.Rotation.prepare = plain
+    pretext.Rotation.prepare = prepare
     return utils.gather(error)
 
 
 def stopped_run(out):
-    """SIGTERM reaches one rank alone in the second step; all stop after it. Then the same run undisturbed and resumed."""
+    """SIGTERM reaches one rank alone in the second epoch; all stop after that step. The same run
+    undisturbed, and resumed."""
     train.main(train.parse_args([*STOPPED, "--out", str(out / "whole")]))
     after_step, calls = runs.Run.after_step, []
 
@@ -173,8 +132,11 @@ def main(out):
     args = train.parse_args(["--arch", "darts_v2", "--device", "cpu"])
     utils.setup(args)
     runs.Run.finish = lambda self: None  # one process group for all of this
-    found = {"world": utils.world_size(), "evaluations": evaluations()}
-    if utils.world_size() == 2:
+    found = {"world": utils.world_size()}
+    if utils.world_size() > 2:
+        found["evaluations"] = evaluations(FEW_TASKS)
+    else:
+        found["evaluations"] = evaluations()
         found["exact"] = exact_search(out / "exact")
         found["without"] = exact_search(out / "without", reduce_alphas=False)
         whole_runs(out)
@@ -184,9 +146,7 @@ def main(out):
         cli.write_json(out / "found.json", found)
     torch.distributed.barrier()
     sys.stdout.flush()
-    os._exit(
-        0
-    )  # all is written; gloo's threads now and then abort a process that takes its group down at the end
+    os._exit(0)  # all is written, and gloo's threads now and then abort a process that ends
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """search.py and train.py as commands: what they write, how they stop, go on and refuse."""
 
+import ast
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -26,34 +26,52 @@ import search
 import train
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--limit", "40", "--width", "4", "--layers", "2", "--batch_size", "10", "--device", "cpu"]
-SEARCH = [*SMALL, "--alpha_lr", "0.01"]
-TRAIN = [*SMALL, "--arch", "darts_v2"]
+SMALL = "--limit 40 --width 4 --layers 2 --batch_size 10 --device cpu"
+BOTH = pytest.mark.parametrize("script", [search, train], ids=["search", "train"])
+OPTIONS = {search: f"{SMALL} --alpha_lr 0.01", train: f"{SMALL} --arch darts_v2"}
+
+
+def words(*argv):
+    """("--epochs 1 --out", path) as a list of words; paths stay whole."""
+    split = [arg.split() if isinstance(arg, str) else [str(arg)] for arg in argv]
+    return [word for part in split for word in part]
+
+
+def run(script, *argv):
+    return script.main(script.parse_args(words(OPTIONS[script], *argv)))
 
 
 def run_search(*argv):
-    return search.main(search.parse_args([*SEARCH, *map(str, argv)]))
+    return run(search, *argv)
 
 
 def run_train(*argv):
-    return train.main(train.parse_args([*TRAIN, *map(str, argv)]))
+    return run(train, *argv)
+
+
+def read_json(path):
+    return json.loads(path.read_text())
 
 
 def read_log(out):
     """The lines of log.jsonl without what a clock or the place of the run puts there."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "args")}
-        for line in lines
-    ]
+    for line in lines:
+        for key in ("seconds", "images_per_second", "args"):
+            line.pop(key, None)
+    return lines
 
 
 def read_args(out):
     return json.loads((out / "log.jsonl").read_text().splitlines()[0])["args"]
 
 
+def read_checkpoint(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
 def assert_same_run(a, b):
-    x, y = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (a, b))
+    x, y = read_checkpoint(a), read_checkpoint(b)
 
     def compare(u, v, path):
         assert type(u) is type(v), path
@@ -73,65 +91,74 @@ def assert_same_run(a, b):
     assert read_log(a) == read_log(b)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # search
 
 
 @pytest.mark.parametrize("task", list(pretext.TASKS))
 def test_search_and_train_the_found_cell(tmp_path, capsys, task):
-    genotype = run_search("--task", task, "--epochs", 1, "--out", tmp_path / "s")
+    found = tmp_path / "s" / "genotype.json"
+    genotype = run_search(f"--task {task} --epochs 1 --out", found.parent)
     out = capsys.readouterr().out
     assert "alpha entropy" in out and "images/s" in out and " left" in out
-    assert genotypes.load_arch(str(tmp_path / "s" / "genotype.json")) == genotype
-    assert json.loads((tmp_path / "s" / "genotype.json").read_text())["meta"]["task"] == task
+    assert genotypes.load_arch(str(found)) == genotype
+    assert read_json(found)["meta"]["task"] == task
     lines = read_log(tmp_path / "s")
-    assert lines[0]["versions"]["torch"] == torch.__version__ and re.fullmatch(
-        "[0-9a-f]{12}", lines[0]["split"]
-    )
+    assert lines[0]["versions"]["torch"] == torch.__version__
+    assert re.fullmatch("[0-9a-f]{12}", lines[0]["split"])
     metric = pretext.TASKS[task].metric
     assert {"w_loss", f"w_{metric}", "alpha_loss", "entropy", "skips", "convs"} <= lines[-1].keys()
-    result = run_train(
-        "--arch",
-        tmp_path / "s" / "genotype.json",
-        "--task",
-        task,
-        "--epochs",
-        1,
-        "--out",
-        tmp_path / "t",
-    )
-    saved = json.loads((tmp_path / "t" / "result.json").read_text())
+    result = run_train("--arch", found, f"--task {task} --epochs 1 --out", tmp_path / "t")
+    saved = read_json(tmp_path / "t" / "result.json")
     assert saved == json.loads(json.dumps(result))
-    assert (
-        saved["arch"] == "s"
-        and saved["task"] == task
-        and saved["metric"] == metric
-        and saved["higher_is_better"]
-    )
-    assert 0 <= saved["final"] <= 100 and saved["params"] > 0 and saved["macs"] > 0
+    assert (saved["arch"], saved["task"], saved["metric"]) == ("s", task, metric)
+    assert saved["higher_is_better"] and saved["params"] > 0 and saved["macs"] > 0
+    logged = read_log(tmp_path / "t")[-1]  # of the only epoch
+    assert saved["final"] == saved["best"] == logged[metric] == saved["epochs"][0][metric]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_default_folder_follows_the_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_search("--task", "rot", "--epochs", 1, "--seed", 3)
-    result = run_train("--arch", "runs/search_shapes_rot_s3/genotype.json", "--epochs", 1)
-    assert (
-        result["arch"] == "shapes_rot_s3"
-        and Path("runs/train_shapes_rot_s3_shapes_cls_s0/result.json").is_file()
-    )
+    run_search("--task rot --epochs 1 --seed 3")
+    result = run_train("--arch runs/search_shapes_rot_s3/genotype.json --epochs 1")
+    assert result["arch"] == "shapes_rot_s3"
+    assert Path("runs/train_shapes_rot_s3_shapes_cls_s0/result.json").is_file()
+
+
+@BOTH
+def test_settings_are_printed_once_at_the_start(tmp_path, capsys, script):
+    run(script, "--epochs 1 --lr 0.05 --out", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    (settings,) = (line for line in lines if line.startswith("settings: "))
+    given = f"{OPTIONS[script]} --lr 0.05".removeprefix("--").split(" --")
+    default = {search: "grad_clip 5.0", train: "label_smoothing 0.0"}[script]
+    assert {*given, default, "epochs 1", "size 32"} <= {*settings[10:].split(", ")}
+    assert "None" not in settings
+    first_step = next(k for k, line in enumerate(lines) if line.startswith("epoch 1/1  step"))
+    assert lines.index(settings) < first_step
+
+
+def test_main_of_train_needs_few_names_of_others():
+    """What a reader has to look up: attributes of the modules utils and runs."""
+    tree = ast.parse((ROOT / "train.py").read_text())
+    (main,) = (node for node in tree.body if getattr(node, "name", "") == "main")
+    attributes = [node for node in ast.walk(main) if isinstance(node, ast.Attribute)]
+    names = {ast.unparse(node) for node in attributes}
+    used = {name for name in names if re.fullmatch(r"(utils|runs)\.\w+", name)}
+    assert {"runs.Run", "utils.evaluate"} <= used and len(used) <= 15, sorted(used)
 
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What a search's steps do: `batches` lists (indices) in the order in which the task prepares them, `steps` whether
-    each optimiser step changed weights and alphas."""
+    """What a search's steps do: `batches` lists (indices) in the order in which the task prepares
+    them, `steps` whether each optimiser step changed weights and alphas."""
     seen = {"batches": [], "steps": []}
     supernets, alphas = [], []
     make_supernet, make_alphas = model_search.Supernet, model_search.init_alphas
 
-    def supernet(*args):
-        supernets.append(make_supernet(*args))
+    def supernet(*args, **kwargs):
+        supernets.append(make_supernet(*args, **kwargs))
         return supernets[-1]
 
     def init_alphas(*args):
@@ -142,14 +169,12 @@ def watched(monkeypatch):
     monkeypatch.setattr(model_search, "init_alphas", init_alphas)
     for optimizer in (torch.optim.SGD, torch.optim.Adam):
 
-        def step(self, *args, plain=optimizer.step, name=optimizer.__name__, **kwargs):
+        def step(self, *args, take_step=optimizer.step, name=optimizer.__name__, **kwargs):
             weights = [p.clone() for p in supernets[-1].parameters()]
             before = alphas[-1].clone()
-            plain(self, *args, **kwargs)
-            changed = any(
-                not torch.equal(p, q) for p, q in zip(weights, supernets[-1].parameters())
-            )
-            seen["steps"].append((name, changed, not torch.equal(before, alphas[-1])))
+            take_step(self, *args, **kwargs)
+            same = [torch.equal(p, q) for p, q in zip(weights, supernets[-1].parameters())]
+            seen["steps"].append((name, not all(same), not torch.equal(before, alphas[-1])))
 
         monkeypatch.setattr(optimizer, "step", step)
     prepare = pretext.Rotation.prepare
@@ -164,17 +189,13 @@ def watched(monkeypatch):
 
 
 def test_steps_change_weights_or_alphas_and_images_are_used_once(tmp_path, watched):
-    run_search(
-        "--task", "rot", "--epochs", 2, "--alpha_start", 1, "--limit", 47, "--out", tmp_path / "s"
-    )
+    run_search("--task rot --epochs 2 --alpha_start 1 --limit 47 --out", tmp_path / "s")
     # 47 images: halves of 23, 2 steps an epoch; in the first epoch the weights alone
     weights, alphas = ("SGD", True, False), ("Adam", False, True)
     assert watched["steps"] == [weights] * 2 + [alphas, weights] * 2
     w_half, alpha_half = (set(half.tolist()) for half in data.split_in_half(47, 0))
-    w_batches, alpha_batches = (
-        watched["batches"][:2] + watched["batches"][3::2],
-        watched["batches"][2::2],
-    )
+    batches = watched["batches"]
+    w_batches, alpha_batches = batches[:2] + batches[3::2], batches[2::2]
     assert all(set(batch) <= w_half for batch in w_batches) and len(w_batches) == 4
     assert all(set(batch) <= alpha_half for batch in alpha_batches) and len(alpha_batches) == 2
     uses = [sum(batch.count(i) for batch in alpha_batches) for i in alpha_half]
@@ -182,7 +203,7 @@ def test_steps_change_weights_or_alphas_and_images_are_used_once(tmp_path, watch
 
 
 def test_frozen_alphas_are_announced(tmp_path, capsys):
-    run_search("--task", "cls", "--epochs", 2, "--alpha_start", 1, "--out", tmp_path)
+    run_search("--task cls --epochs 2 --alpha_start 1 --out", tmp_path)
     assert "alphas frozen until epoch 2" in capsys.readouterr().out
 
 
@@ -193,14 +214,15 @@ def test_collapse_is_announced(tmp_path, capsys, monkeypatch):
         return alphas.requires_grad_()
 
     monkeypatch.setattr(model_search, "init_alphas", skips)
-    run_search("--task", "cls", "--epochs", 1, "--out", tmp_path)
+    run_search("--task cls --epochs 1 --out", tmp_path)
     out = capsys.readouterr().out
     assert "skips 8, convolutions 0" in out and "warning: the normal cell has no convolution" in out
 
 
 @pytest.fixture
 def my_photos(tmp_path):
-    """A flat folder: 50 photos of all sizes and two formats, most of them above 160 pixels, and other files."""
+    """A flat folder: 50 photos of all sizes and two formats, most of them above 160 pixels, and
+    other files."""
     rng, root = np.random.RandomState(0), tmp_path / "my_photos"
     root.mkdir()
     for k in range(50):
@@ -213,76 +235,48 @@ def my_photos(tmp_path):
 
 
 def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
-    argv = ["--dataset", "folder", "--data", my_photos, "--epochs", 1, "--out"]
+    argv = ["--dataset folder --data", my_photos, "--epochs 1 --out"]
     with pytest.raises(cli.InputError, match="needs labels"):
-        run_search("--task", "cls", *argv, tmp_path / "cls")
+        run_search("--task cls", *argv, tmp_path / "cls")
     for task in ("rot", "col", "jig"):
-        run_search("--task", task, *argv, tmp_path / task)
+        run_search(f"--task {task}", *argv, tmp_path / task)
         out = capsys.readouterr().out
-        assert (
-            "39 images to train, 5 to evaluate, 34 .png, 10 .jpg\n" in out
-        )  # a tenth of 51, 40 of the others
-        assert (
-            "left out: 6 beyond --limit, 1 .heic, 1 .txt, 1 hidden, 1 unreadable\n" in out
-            and "broken.jpg" in out
-        )
+        # a tenth of 51, 40 of the others
+        assert "39 images to train, 5 to evaluate, 34 .png, 10 .jpg\n" in out
+        left_out = "6 beyond --limit, 1 .heic, 1 .txt, 1 hidden, 1 unreadable\n"
+        assert f"left out: {left_out}" in out and "broken.jpg" in out
         assert "size 160, from the shorter sides of 50 images: 60 to 273 pixels, median 228" in out
         assert genotypes.load_arch(str(tmp_path / task / "genotype.json"))
     args = read_args(tmp_path / "jig")
     assert (args["size"], args["stem"]) == (160, "imagenet")
-    run_train(*argv, tmp_path / "t", "--task", "rot", "--arch", tmp_path / "rot" / "genotype.json")
+    run_train(*argv, tmp_path / "t", "--task rot --arch", tmp_path / "rot" / "genotype.json")
     assert read_args(tmp_path / "t")["size"] == 160
-    run_search("--task", "rot", *argv, tmp_path / "rot", "--resume")  # the same size again
+    run_search("--task rot", *argv, tmp_path / "rot", "--resume")  # the same size again
     (my_photos / "broken.jpg").unlink()
     for k in range(10, 50):  # only small photos are left
         (my_photos / f"{k}.{'png' if k % 5 else 'jpg'}").unlink()
     with pytest.raises(cli.InputError, match="size = 160, this run has 32"):
-        run_search("--task", "rot", *argv, tmp_path / "rot", "--resume", "--batch_size", 2)
+        run_search("--task rot", *argv, tmp_path / "rot", "--resume --batch_size 2")
     capsys.readouterr()
-    run_search("--task", "rot", *argv, tmp_path / "own", "--size", 24, "--batch_size", 2)
+    run_search("--task rot", *argv, tmp_path / "own", "--size 24 --batch_size 2")
     assert read_args(tmp_path / "own")["size"] == 24 and "median" not in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # stopping and going on
 
-COMMANDS = {
-    "search": (run_search, ["search.py", *SEARCH]),
-    "train": (run_train, ["train.py", *TRAIN]),
-}
 # everything that holds a state or draws at random
-RUN = {
-    "search": ["--task", "jig", "--epochs", 4, "--print_every", 1],
-    "train": [
-        "--task",
-        "rot",
-        "--epochs",
-        4,
-        "--print_every",
-        1,
-        "--layers",
-        3,
-        "--auxiliary",
-        0.4,
-        "--drop_path",
-        0.3,
-        "--label_smoothing",
-        0.1,
-        "--cutout",
-        8,
-        "--warmup_epochs",
-        2,
-        "--precise_bn",
-        20,
-    ],
+STATEFUL = {
+    search: "--task jig --epochs 4 --print_every 1 --size 16",
+    train: "--task rot --epochs 4 --print_every 1 --layers 3 --auxiliary 0.4 --drop_path 0.3"
+    " --label_smoothing 0.1 --cutout 8 --warmup_epochs 2 --precise_bn 20",
 }
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, name):
-    run, command = COMMANDS[name]
-    argv = RUN[name]
-    run(*argv, "--out", tmp_path / "whole")
+@BOTH
+def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, script):
+    argv = STATEFUL[script]
+    run(script, argv, "--out", tmp_path / "whole")
 
     save = runs.Run.save
 
@@ -293,83 +287,72 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, nam
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs.Run, "save", save_and_stop)
-        run(*argv, "--out", tmp_path / "stopped")
+        run(script, argv, "--out", tmp_path / "stopped")
     with pytest.raises(cli.InputError, match="--resume"):
-        run(*argv, "--out", tmp_path / "stopped")
+        run(script, argv, "--out", tmp_path / "stopped")
     torch.manual_seed(99)
-    run(*argv, "--out", tmp_path / "stopped", "--resume")
+    run(script, argv, "--out", tmp_path / "stopped", "--resume")
     assert "resumed after epoch 2" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
     # SIGKILL within an epoch
     killed = tmp_path / "killed"
-    command = [
-        sys.executable,
-        ROOT / command[0],
-        *command[1:],
-        *map(str, argv),
-        "--out",
-        killed,
-        "--resume",
-    ]
-    command.append("--deterministic")  # changes nothing on a CPU
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    options = words(OPTIONS[script], argv, "--out", killed, "--resume")
+    options.append("--deterministic")  # changes nothing on a CPU
+    command = [sys.executable, ROOT / f"{script.__name__}.py", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     log = killed / "log.jsonl"
     while not log.exists() or '"epoch": 3' not in log.read_text():
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["epoch"] in (2, 3)
+    assert read_checkpoint(killed)["epoch"] in (2, 3)
     with open(log, "a") as file:
         file.write('{"epoch": 4, "st')  # a torn line
-    run(*argv, "--out", killed, "--resume")
+    run(script, argv, "--out", killed, "--resume")
     assert_same_run(tmp_path / "whole", killed)
-    if name == "train":
-        scores = [
-            json.loads((tmp_path / d / "result.json").read_text())["epochs"]
-            for d in ("whole", "stopped", "killed")
-        ]
+    if script is train:
+        folders = ("whole", "stopped", "killed")
+        results = [read_json(tmp_path / folder / "result.json") for folder in folders]
+        scores = [result["epochs"] for result in results]
         assert scores[0] == scores[1] == scores[2] and len(scores[0]) == 4
         before = (killed / "result.json").stat().st_mtime_ns
-        run(*argv, "--out", killed, "--resume")
-        assert (
-            "finished" in capsys.readouterr().out
-            and (killed / "result.json").stat().st_mtime_ns == before
-        )
+        run(script, argv, "--out", killed, "--resume")
+        assert "finished" in capsys.readouterr().out
+        assert (killed / "result.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, name):
+@BOTH
+def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, script):
     """The signal arrives in the third or last step of the second epoch; the run ends after it, and
     goes on at the next."""
-    run = COMMANDS[name][0]
-    argv = [*RUN[name], "--limit", 120, "--epochs", 3]  # at least 6 steps an epoch
-    run(*argv, "--out", tmp_path / "whole")
+    argv = f"{STATEFUL[script]} --limit 48 --batch_size 4 --epochs 3"  # 6 or 12 steps an epoch
+    run(script, argv, "--out", tmp_path / "whole")
     after_step, calls = runs.Run.after_step, []
 
     def signal_and_step(self):
         calls.append(1)
         if len(calls) == steps + at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         after_step(self)
 
     steps = max(line.get("step", 0) for line in read_log(tmp_path / "whole"))
-    for at in (3, steps) if name == "search" else (3,):
+    for at in (3, steps) if script is search else (3,):
         out = tmp_path / f"stopped{at}"
         calls.clear()
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
             patch.setattr(runs.Run, "after_step", signal_and_step)
-            run(*argv, "--out", out)
+            run(script, argv, "--out", out)
         assert exit_.value.code == runs.STOPPED == 75 and len(calls) == steps + at and steps >= 6
         assert "--resume goes on" in capsys.readouterr().err
-        run(*argv, "--out", out, "--resume")
+        run(script, argv, "--out", out, "--resume")
         assert f"resumed after epoch 1 and {at} steps" in capsys.readouterr().out
         assert_same_run(tmp_path / "whole", out)
 
 
 def test_saved_within_an_epoch(tmp_path, monkeypatch, capsys):
-    run_train("--epochs", 1, "--out", tmp_path / "whole")
+    run_train("--epochs 1 --out", tmp_path / "whole")
     save, saved = runs.Run.save, []
 
     def save_and_stop(self):
@@ -380,204 +363,173 @@ def test_saved_within_an_epoch(tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs.Run, "save", save_and_stop)
-        run_train("--epochs", 1, "--save_every", 1, "--out", tmp_path / "killed")
+        run_train("--epochs 1 --save_every 1 --out", tmp_path / "killed")
     assert saved == [(0, 1), (0, 2)]
-    run_train("--epochs", 1, "--out", tmp_path / "killed", "--resume")
+    run_train("--epochs 1 --out", tmp_path / "killed", "--resume")
     assert "resumed after epoch 0 and 2 steps" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_restart_by_torchrun_resumes(tmp_path, monkeypatch, capsys):
-    run_train("--epochs", 1, "--out", tmp_path)
+    run_train("--epochs 1 --out", tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    run_train("--epochs", 1, "--out", tmp_path)
+    run_train("--epochs 1 --out", tmp_path)
     assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_checkpoint_is_only_for_its_own_run(tmp_path, finished):
-    run_train("--epochs", 1, "--out", tmp_path)
+    run_train("--epochs 1 --out", tmp_path)
     if not finished:
         (tmp_path / "result.json").unlink()
     for argv, message in (
-        (["--arch", "darts_v1"], "genotype"),
-        (["--lr", "0.5"], "lr = 0.05, this run has 0.5"),
-        (["--limit", "41"], "limit|split"),
-        (["--epochs", "2"], "epochs = 1, this run has 2"),
+        ("--arch darts_v1", "genotype"),
+        ("--lr 0.5", "lr = 0.05, this run has 0.5"),
+        ("--limit 41", "limit|split"),
+        ("--epochs 2", "epochs = 1, this run has 2"),
     ):
         with pytest.raises(cli.InputError, match=message):
-            run_train("--epochs", 1, "--out", tmp_path, "--resume", *argv)
+            run_train("--epochs 1 --out", tmp_path, "--resume", argv)
     (tmp_path / "result.json").unlink(missing_ok=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
     with pytest.raises(cli.InputError, match="not a usable checkpoint"):
-        run_train("--epochs", 1, "--out", tmp_path, "--resume")
+        run_train("--epochs 1 --out", tmp_path, "--resume")
 
 
 def test_seeds_differ_and_repeat(tmp_path):
-    losses = [
-        run_train("--epochs", 1, "--seed", s, "--out", tmp_path / f"{i}")["epochs"]
-        for i, s in enumerate((0, 1, 0))
-    ]
+    losses = []
+    for i, seed in enumerate((0, 1, 0)):
+        result = run_train(f"--epochs 1 --seed {seed} --out", tmp_path / f"{i}")
+        losses.append(result["epochs"])
     assert losses[0] == losses[2] and losses[0] != losses[1]
 
 
 def test_precise_bn_reads_that_many_images(tmp_path):
-    run_train("--epochs", 1, "--precise_bn", 25, "--out", tmp_path)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
+    run_train("--epochs 1 --precise_bn 25 --out", tmp_path)
+    state = read_checkpoint(tmp_path)["network"]
     counts = {int(v) for k, v in state.items() if k.endswith("num_batches_tracked")}
     assert counts == {2}  # 25 images in full batches of 10, counted anew
     # a map of 1 x 1 in the auxiliary head, whose BN a batch of one would break
-    argv = ["--layers", 3, "--auxiliary", 0.4, "--drop_path", 0.2, "--precise_bn", 21]
-    run_train("--epochs", 1, *argv, "--out", tmp_path / "auxiliary")
+    argv = "--layers 3 --auxiliary 0.4 --drop_path 0.2 --precise_bn 21"
+    run_train("--epochs 1", argv, "--out", tmp_path / "auxiliary")
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-@pytest.mark.parametrize("amp", [None, "fp16"])
-def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypatch, name, amp):
+@BOTH
+@pytest.mark.parametrize("amp", ["", "--amp fp16"], ids=["fp32", "fp16"])
+def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypatch, script, amp):
     """In the second epoch, between two prints, with a checkpoint due after each step."""
     prepare, steps = pretext.Rotation.prepare, []
+    argv = f"--task rot --epochs 2 --limit 16 --batch_size 4 --size 16 {amp} --out"
 
     def poisoned(self, *batch, train):
         x, y = prepare(self, *batch, train=train)
         steps.append(train)
         return x * (float("nan") if len(steps) == poisoned_at else 1), y
 
-    def run(out):
+    def run_poisoned(out):
         steps.clear()
-        argv = ["--task", "rot", "--epochs", 2, "--save_every", 1, "--print_every", 100]
-        COMMANDS[name][0](*argv, *(["--amp", amp] if amp else []), "--out", out)
+        with monkeypatch.context() as patch:
+            patch.setattr(pretext.Rotation, "prepare", poisoned)
+            run(script, "--save_every 1 --print_every 100", argv, out)
 
-    poisoned_at = 0
-    monkeypatch.setattr(pretext.Rotation, "prepare", poisoned)
-    run(tmp_path / "whole")
-    per_epoch = (
-        4 if name == "search" else 4 + 4
-    )  # two batches a step; four of training, four to evaluate
-    for batch in (2, 3) if name == "search" else (2,):  # of the alphas, of the weights
+    # two batches a step of a search; four of a training and four to evaluate
+    per_epoch = 4 if script is search else 4 + 4
+    for batch in (2, 3) if script is search else (2,):  # of the alphas, of the weights
         poisoned_at, out = per_epoch + batch, tmp_path / str(batch)
-        with pytest.raises(
-            cli.InputError, match="loss is not finite by epoch 2, step [12], task rot"
-        ):
-            run(out)
-        step = 1 if name == "train" or batch == 3 else 0
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        message = "loss is not finite by epoch 2, step [12], task rot"
+        with pytest.raises(cli.InputError, match=message):
+            run_poisoned(out)
+        step = 1 if script is train or batch == 3 else 0
+        state = read_checkpoint(out)
         assert (state["epoch"], state["step"]) == (1, step)
         network = next(state[key] for key in ("supernet", "network") if key in state)
         assert all(value.isfinite().all() for value in network.values())
-        monkeypatch.setattr(pretext.Rotation, "prepare", prepare)
-        COMMANDS[name][0](
-            "--task",
-            "rot",
-            "--epochs",
-            2,
-            *(["--amp", amp] if amp else []),
-            "--out",
-            out,
-            "--resume",
-        )
-        monkeypatch.setattr(pretext.Rotation, "prepare", poisoned)
+        run(script, argv, out, "--resume")
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, name):
+@BOTH
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, script):
     """The last step of an epoch spoils them, at a finite loss."""
     step, steps = torch.optim.SGD.step, []
 
     def diverge(self, *args, **kwargs):
         step(self, *args, **kwargs)
         steps.append(1)
-        if len(steps) == (2 if name == "search" else 4):
+        if len(steps) == (2 if script is search else 4):
             with torch.no_grad():
                 self.param_groups[0]["params"][0].fill_(math.inf)
 
     monkeypatch.setattr(torch.optim.SGD, "step", diverge)
-    what = "network" if name == "search" else "loss"  # a training is evaluated before it is saved
+    what = "network" if script is search else "loss"  # a training is evaluated before it is saved
     with pytest.raises(cli.InputError, match=f"{what} is not finite by epoch 1, step"):
-        COMMANDS[name][0]("--task", "rot", "--epochs", 1, "--out", tmp_path / "run")
+        run(script, "--task rot --epochs 1 --out", tmp_path / "run")
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
 def test_a_diverging_training_says_so(tmp_path):
     for batch in (10, 40):  # of one step an epoch only the evaluation sees it
-        argv = ["--lr", 1e20, "--grad_clip", 0, "--batch_size", batch, "--out", tmp_path / "run"]
-        with pytest.raises(
-            cli.InputError, match=r"loss is not finite by epoch 1, step \d, task cls"
-        ):
-            run_train("--epochs", 1, *argv, "--resume")
+        argv = f"--epochs 1 --lr 1e20 --grad_clip 0 --batch_size {batch} --resume --out"
+        message = r"loss is not finite by epoch 1, step \d, task cls"
+        with pytest.raises(cli.InputError, match=message):
+            run_train(argv, tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_accumulated_parts_are_the_batch(tmp_path, monkeypatch):
-    """Without augmentation and with BN of fixed statistics, whose mean over parts is that of the batch."""
+    """Without augmentation and with fixed statistics of BN the mean gradient over the parts is
+    that of the batch."""
     prepare = pretext.Classification.prepare
-    monkeypatch.setattr(
-        pretext.Classification,
-        "prepare",
-        lambda self, *batch, train: prepare(self, *batch, train=False),
-    )
-    monkeypatch.setattr(
-        torch.nn.BatchNorm2d, "train", lambda self, mode=True: torch.nn.Module.train(self, False)
-    )
+
+    def prepare_without_augmentation(self, *batch, train):
+        return prepare(self, *batch, train=False)
+
+    def keep_statistics(self, mode=True):
+        return torch.nn.Module.train(self, False)
+
+    monkeypatch.setattr(pretext.Classification, "prepare", prepare_without_augmentation)
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "train", keep_statistics)
     for parts in (1, 5):
-        run_train("--epochs", 2, "--accumulate", parts, "--out", tmp_path / str(parts))
-    states = [
-        torch.load(tmp_path / d / "checkpoint.pt", weights_only=True)["network"] for d in ("1", "5")
-    ]
+        run_train(f"--epochs 2 --accumulate {parts} --out", tmp_path / str(parts))
+    states = [read_checkpoint(tmp_path / parts)["network"] for parts in ("1", "5")]
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
     with pytest.raises(cli.InputError, match="--batch_size 10"):
-        run_train("--epochs", 1, "--accumulate", 6, "--out", tmp_path / "6")
+        run_train("--epochs 1 --accumulate 6 --out", tmp_path / "6")
 
 
+@BOTH
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision(tmp_path, amp):
+def test_mixed_precision(tmp_path, script, amp):
     """The first step's loss; then fp16 leaves out a step or two, until its scale fits."""
-    first = {}
-    for name, run in (("train", run_train), ("search", run_search)):
-        for precision in ([], ["--amp", amp]):
-            out = tmp_path / f"{name}{len(precision)}"
-            run("--task", "rot", "--epochs", 1, "--print_every", 1, *precision, "--out", out)
-            first[name, len(precision)] = read_log(out)[1]["loss"]
-            scaler = torch.load(out / "checkpoint.pt", weights_only=True)["scaler"]
-            assert ("scale" in scaler) == ("fp16" in precision)
-        assert first[name, 0] != first[name, 2] and first[name, 2] == pytest.approx(
-            first[name, 0], rel=0.01
-        )
+    first = []
+    argv = "--task rot --limit 16 --batch_size 4 --size 16 --epochs 1 --print_every 1"
+    for options in ("", f"--amp {amp}"):
+        out = tmp_path / f"run{len(first)}"
+        run(script, argv, options, "--out", out)
+        first.append(read_log(out)[1]["loss"])
+        assert ("scale" in read_checkpoint(out)["scaler"]) == ("fp16" in options)
+    assert first[0] != first[1] == pytest.approx(first[0], rel=0.01)
 
 
-def test_compiled_training_is_the_plain_one(tmp_path, monkeypatch):
+def test_compiled_training_is_the_eager_one(tmp_path, monkeypatch):
     """With the tracer of torch.compile alone, as its compiler takes minutes."""
     compiled = partial(torch.nn.Module.compile, backend="eager")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self))
-    few = ["--layers", 1, "--limit", 30, "--epochs", 1]
-    plain, traced = (
-        run_train(*few, *more, "--out", tmp_path / str(len(more))) for more in ([], ["--compile"])
-    )
-    assert traced["epochs"][0]["train_loss"] == pytest.approx(
-        plain["epochs"][0]["train_loss"], rel=1e-5
-    )
-    names = [
-        torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["network"].keys()
-        for out in "01"
-    ]
+    few = "--layers 1 --limit 30 --epochs 1 --out"
+    eager = run_train(few, tmp_path / "eager")
+    traced = run_train(few, tmp_path / "traced", "--compile")
+    loss = eager["epochs"][0]["train_loss"]
+    assert traced["epochs"][0]["train_loss"] == pytest.approx(loss, rel=1e-5)
+    names = [read_checkpoint(tmp_path / out)["network"].keys() for out in ("eager", "traced")]
     assert names[0] == names[1]
 
 
 def test_width_within_a_budget(tmp_path, capsys):
-    result = run_train("--width", 12, "--epochs", 1, "--out", tmp_path / "12")
-    narrow = [arg for arg in TRAIN if arg not in ("--width", "4")]
+    result = run_train("--width 12 --epochs 1 --out", tmp_path / "12")
+    narrow = OPTIONS[train].replace("--width 4 ", "")
     for budget, width in ((result["macs"], 12), (result["macs"] - 1, 10)):
-        args = train.parse_args(
-            [
-                *narrow,
-                "--max_macs",
-                str(budget),
-                "--epochs",
-                "1",
-                "--out",
-                str(tmp_path / f"w{width}"),
-            ]
-        )
+        argv = f"{narrow} --max_macs {budget} --epochs 1 --out"
+        args = train.parse_args(words(argv, tmp_path / f"w{width}"))
         if width == 12:
             assert train.main(args)["macs"] == result["macs"]
         else:
@@ -588,73 +540,53 @@ def test_width_within_a_budget(tmp_path, capsys):
     with pytest.raises(cli.InputError, match="--max_macs 10:"):
         train.largest_width(lambda width: 6 * width, 10)
     with pytest.raises(SystemExit):
-        run_train("--max_macs", "1e6", "--epochs", 1, "--out", tmp_path / "both")
+        run_train("--max_macs 1e6 --epochs 1 --out", tmp_path / "both")
     assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_search_without_clipping_learns(tmp_path):
-    run_search("--task", "cls", "--epochs", 3, "--grad_clip", 0, "--out", tmp_path)
+    run_search("--task cls --epochs 3 --grad_clip 0 --out", tmp_path)
     losses = [line["w_loss"] for line in read_log(tmp_path) if "w_loss" in line]
     assert losses[-1] < losses[0] - 0.02
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bad input: one line, exit code 2, no traceback, nothing written
 
+# script, words of the message, options
 BAD = {
-    "unknown genotype": (train, [*TRAIN, "--arch", "no/genotype.json"], "no/genotype.json"),
-    "missing folder": (
-        search,
-        [*SEARCH, "--dataset", "folder", "--data", "no/photos"],
-        "no/photos",
-    ),
-    "path of no data set": (search, [*SEARCH, "--data", "my_photos"], "--data my_photos"),
+    "unknown genotype": (train, "no/genotype.json", "--arch no/genotype.json"),
+    "missing folder": (search, "no/photos", "--dataset folder --data no/photos"),
+    "path of no data set": (search, "--data my_photos", "--data my_photos"),
     "folder without images": (
-        search,
-        [*SEARCH, "--dataset", "folder", "--data", f"{ROOT / 'tests'}"],
-        "tests: no images (.bmp",
+        *(search, "tests: no images (.bmp"),
+        *("--dataset folder --data", ROOT / "tests"),
     ),
-    "no path": (search, [*SEARCH, "--dataset", "folder"], "--data"),
-    "batch larger than half the data": (search, [*SEARCH, "--batch_size", "21"], "--batch_size 21"),
-    "batch larger than the data": (train, [*TRAIN, "--batch_size", "41"], "--batch_size 41"),
-    "size of another data set": (train, [*TRAIN, "--size", "64"], "--size 64"),
-    "size that vanishes": (
-        search,
-        [*SEARCH, "--stem", "imagenet", "--layers", "4", "--task", "jig"],
-        "less than one",
-    ),
-    "auxiliary head on colorization": (
-        train,
-        [*TRAIN, "--task", "col", "--auxiliary", "0.4"],
-        "--auxiliary",
-    ),
-    "auxiliary head on too small a map": (
-        train,
-        [*TRAIN, "--stem", "imagenet", "--auxiliary", "0.4"],
-        "1 x 1",
-    ),
-    "device": (train, [*TRAIN, "--device", "cuda:99"], "cuda:99"),
-    "odd width": (search, [*SEARCH, "--width", "7"], "--width"),
-    "negative rate": (search, [*SEARCH, "--lr", "-1"], "--lr"),
-    "drop path of one": (train, [*TRAIN, "--drop_path", "1"], "--drop_path"),
-    "alphas that never start": (
-        search,
-        [*SEARCH, "--epochs", "2", "--alpha_start", "2"],
-        "--alpha_start 2",
-    ),
-    "output below a file": (train, [*TRAIN, "--out", f"{__file__}/x"], "test_runs.py/x"),
-    "unknown kind of device": (train, [*TRAIN, "--device", "meta"], "--device meta"),
-    "seed": (train, [*TRAIN, "--seed", "99999999999999999999"], "--seed"),
-    "no epochs": (train, [*TRAIN, "--epochs", "0"], "--epochs"),
+    "no path": (search, "--data", "--dataset folder"),
+    "batch larger than half the data": (search, "--batch_size 21", "--batch_size 21"),
+    "batch larger than the data": (train, "--batch_size 41", "--batch_size 41"),
+    "size of another data set": (train, "--size 64", "--size 64"),
+    "size that vanishes": (search, "less than one", "--stem imagenet --layers 4 --task jig"),
+    "auxiliary head on colorization": (train, "--auxiliary", "--task col --auxiliary 0.4"),
+    "auxiliary head on too small a map": (train, "1 x 1", "--stem imagenet --auxiliary 0.4"),
+    "device": (train, "cuda:99", "--device cuda:99"),
+    "odd width": (search, "--width", "--width 7"),
+    "negative rate": (search, "--lr", "--lr -1"),
+    "drop path of one": (train, "--drop_path", "--drop_path 1"),
+    "alphas that never start": (search, "--alpha_start 2", "--epochs 2 --alpha_start 2"),
+    "output below a file": (train, str(Path("test_runs.py", "x")), "--out", Path(__file__) / "x"),
+    "unknown kind of device": (train, "--device meta", "--device meta"),
+    "seed": (train, "--seed", "--seed 99999999999999999999"),
+    "no epochs": (train, "--epochs", "--epochs 0"),
 }
 
 
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input(tmp_path, monkeypatch, capsys, case):
-    script, argv, message = BAD[case]
+    script, message, *argv = BAD[case]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        cli.run(script.main, script.parse_args, argv)
+        cli.run(script.main, script.parse_args, words(OPTIONS[script], *argv))
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert exit_.value.code == 2 and "error: " in last and message in last
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,6 @@ import torch.nn as nn
 from filelock import FileLock
 
 import cli
-import data
 import pretext
 import runs
 import search

@@ -74,8 +74,10 @@ DEFAULTS = [
 
 def parse_args(argv=None):
     chosen = cli.peek(argv, dataset="shapes", task="cls", recipe="evaluation", arch=None)
-    arch = chosen.pop("arch")
-    space = genotypes.to_entry(genotypes.load_arch(arch))["space"] if arch else "darts"
+    try:
+        space = genotypes.to_entry(genotypes.load_arch(chosen.pop("arch") or "darts_v2"))["space"]
+    except InputError:  # as main will say
+        space = "darts"
     defaults = table_row(DEFAULTS, chosen["recipe"], chosen["dataset"], chosen["task"], space)
     parser = argparse.ArgumentParser(
         description="Train one architecture on one task and evaluate it. The defaults below are"

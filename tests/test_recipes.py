@@ -38,12 +38,12 @@ class Mirror(Task):
 def plain_conv_3x3(C, stride, affine, copies):
     EC = copies * C
     layer = conv(EC, EC, 3, stride, groups=copies)
-    return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(EC, affine=affine))
+    return ReLUConvBN(layer, bn=nn.BatchNorm2d(EC, affine=affine))
 
 """,
         ),
         (
-            '"skip_connect": skip',
+            '"skip_connect": lambda',
             '"plain_conv_3x3": plain_conv_3x3,\n'
             '"max_pool_5x5": lambda C, stride, affine, copies: nn.MaxPool2d(5, stride, 2),\n    ',
         ),

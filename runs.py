@@ -172,11 +172,11 @@ class Run:
 
     def finish(self):
         """At the end of a run that went well."""
+        if not utils.rank():
+            self.folder_lock.release(force=True)
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-        if not utils.rank():
-            self.folder_lock.release(force=True)
 
     def losses_are_finite(self):
         """Whether the losses of this epoch are. A GPU is asked about those of the step before, so

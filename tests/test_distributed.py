@@ -162,7 +162,7 @@ def test_a_killed_rank(found, tmp_path):
 def test_sigterm_to_torchrun(imagenet, tmp_path):
     """Which passes it to the ranks and to the workers that decode for them."""
     argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet]
-    argv += "--task col --size 40 --alpha_start 0 --epochs 8 --batch_size 4".split()
+    argv += "--task rot --size 40 --alpha_start 0 --epochs 8 --batch_size 4".split()
     argv += "--print_every 1 --workers 1".split()
     finished(torchrun(2, *argv, "--out", tmp_path / "whole"))
     log = tmp_path / "stopped" / "log.jsonl"

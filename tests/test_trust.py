@@ -74,7 +74,9 @@ def flip(path, position):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("position", [3, 0.3, 0.6, 0.9, -30])
+@pytest.mark.parametrize(
+    "position", [0.3, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 0.6, 0.9, -30))]
+)
 def test_a_flipped_bit(stopped, capsys, position):
     """It is noticed, and the run goes on from the checkpoint before, or it changes nothing."""
     out, whole = stopped
@@ -270,7 +272,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("start", ["cli.run(main, lambda argv: None)", "main(None)"])
+@pytest.mark.parametrize(
+    "start",
+    ["cli.run(main, lambda argv: None)", pytest.param("main(None)", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("what, code", [("1 / 0", 1), ("raise cli.InputError('bad')", 2)])
 def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, start):
     script = tmp_path / "script.py"

@@ -415,10 +415,10 @@ def test_precise_bn_reads_that_many_images(tmp_path):
     run_train("--epochs 1", argv, "--out", tmp_path / "auxiliary")
 
 
-@BOTH
 FP16 = pytest.param("--amp fp16", marks=pytest.mark.slow)
 
 
+@BOTH
 @pytest.mark.parametrize("amp", ["", FP16], ids=["fp32", "fp16"])
 def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypatch, script, amp):
     """In the second epoch, between two prints, with a checkpoint due after each step."""

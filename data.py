@@ -29,7 +29,7 @@ from PIL import Image
 import cli
 import image_files
 from cli import InputError, at_least
-from image_files import DataSet, ImageFiles, View
+from image_files import DataSet, View
 from shapes import SHAPES, load_shapes
 
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by
@@ -130,8 +130,7 @@ def split_hash(*parts):
         if isinstance(part, torch.Tensor):
             digest.update(part.numpy())
         elif part is not None:
-            in_list = isinstance(part.names, list)  # not in an array of bytes
-            digest.update(os.fsencode("\n".join(part.names)) if in_list else part.names.tobytes())
+            digest.update(part.names_as_bytes())
         digest.update(b"\n\n")
     return digest.hexdigest()[:12]
 
@@ -145,7 +144,7 @@ def batches(dataset, view: View, batch_size: int, device, index=None, seed=None,
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     index = torch.arange(len(dataset)) if index is None else index
     if seed is None:
-        whole = view.targets == "masks" and isinstance(dataset, ImageFiles)
+        whole = view.targets == "masks" and dataset.whole_masks
         parts = index[rank::world].split(1 if whole else max(1, batch_size // world))
     else:  # the same order for all ranks; torch's state is not touched
         order = np.random.default_rng(seed).permutation(len(index))
@@ -237,12 +236,11 @@ def list_images(root):
     images, others, visited = [], Counter(), set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
+        if image_files.folder_id(folder) in visited:
             others["links to folders seen before"] += 1
             subfolders.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(image_files.folder_id(folder))
         for path in (Path(folder, name) for name in names):
             hidden = path.name.startswith(".")
             kind = "hidden" if hidden else path.suffix.lower() or "without an ending"
@@ -336,8 +334,7 @@ def describe(train, test):
 
 def examine(title, dataset):
     """What the doctor finds in a part of a data set, line by line."""
-    if isinstance(dataset, ImageFiles):
-        dataset.examine(random_subset(len(dataset), 1000))
+    dataset.examine(random_subset(len(dataset), 1000))
     yield from dataset.notes
     yield f"{title}: {len(dataset)} images"
     if dataset.formats:

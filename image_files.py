@@ -177,18 +177,23 @@ def try_all(read, items, threads=None):
 # An index of the files of a large data set: scanned once, then memory-mapped by all processes
 
 
+def folder_id(path):
+    """The same for all links to a folder."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 def scan(root, folders):
     """The index of the image files in these folders of root: an array with the fields "name",
     <folder>/<file> as bytes, and "folder", the folder's number."""
     endings, names, visited = tuple(map(os.fsencode, EXTENSIONS)), [], set()
     for folder in folders:
-        status = os.stat(os.path.join(root, folder))
-        with os.scandir(os.path.join(root, folder)) as entries:  # a pipe is no file
-            files = sorted(e.name for e in entries if e.is_file() and not e.name.startswith(b"."))
-        if (status.st_dev, status.st_ino) in visited:  # by another link
-            files = []
-        visited.add((status.st_dev, status.st_ino))
-        files = [f for f in files if f.lower().endswith(endings)]
+        path, files = os.path.join(root, folder), []
+        if folder_id(path) not in visited:  # by another link
+            with os.scandir(path) as entries:  # a pipe is no file
+                files = sorted(entry.name for entry in entries if entry.is_file())
+        visited.add(folder_id(path))
+        files = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
         names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
     counts = [len(array) for array in names]
     if not any(counts):
@@ -236,6 +241,7 @@ class DataSet:
     why_no_labels = "a folder of images has them as train/<class>/*"
     why_no_masks = "shapes and cityscapes have them"
     workers = 0  # processes that decode
+    whole_masks = False  # masks are evaluated whole, and their sizes may differ
 
     def __init__(self, names, labels=None, classes=(), masks=None):
         self.names, self.labels, self.masks, self.classes = names, labels, masks, list(classes)
@@ -243,6 +249,13 @@ class DataSet:
 
     def __len__(self):
         return len(self.names)
+
+    def names_as_bytes(self):
+        """What stands for the images in the hash of a split."""
+        return os.fsencode("\n".join(self.names))
+
+    def examine(self, index):
+        """Decodes the images of an index tensor, for `formats` and `unreadable`, if need be."""
 
     def subset(self, index):
         """The images of an index tensor, in its order."""
@@ -261,7 +274,7 @@ class ImageFiles(DataSet):
     """On disk: the files `names` below the folder `root`, decoded when they are needed and cropped
     by `crop`. `unreadable` grows as files are found to be so."""
 
-    size = 224
+    size, whole_masks = 224, True
 
     def __init__(self, root, names, crop, labels=None, classes=()):
         super().__init__(names, labels, classes)
@@ -277,7 +290,6 @@ class ImageFiles(DataSet):
         return [(i, path, masks and masks[i]) for i, path in zip(index, paths)]
 
     def fetch(self, parts, view, seed, device):
-        atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
         batches = DataLoader(
             Decoder(self.crop, view, seed),
             batch_size=None,
@@ -302,8 +314,10 @@ class ImageFiles(DataSet):
                 raise InputError(f"{bad}, first {next(iter(self.unreadable))}")
             yield images, self.labels[index].long() if view.targets == "labels" else masks, index
 
+    def names_as_bytes(self):
+        return super().names_as_bytes() if isinstance(self.names, list) else self.names.tobytes()
+
     def examine(self, index):
-        """Decodes the images of an index tensor, for `formats` and `unreadable`."""
         view = View(None if self.masks is None else "masks", "area", 64)
         decoder = Decoder(self.crop, view, seed=None)
         formats, errors = try_all(lambda file: decoder.decode(file)[2], self.files(index, view))
@@ -357,6 +371,9 @@ def kill_workers():
     wait for them for ever."""
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
 
 
 def check_classes(root, classes, known):

@@ -315,7 +315,7 @@ class ImageFiles(DataSet):
             yield images, self.labels[index].long() if view.targets == "labels" else masks, index
 
     def names_as_bytes(self):
-        return super().names_as_bytes() if isinstance(self.names, list) else self.names.tobytes()
+        return self.names.tobytes()
 
     def examine(self, index):
         view = View(None if self.masks is None else "masks", "area", 64)
@@ -426,7 +426,8 @@ def read_cityscapes(root, *_):
         if not (photos := scenes(images, PHOTO)):
             raise InputError(f"{images}: no <city>/*{PHOTO}")
         mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
-        dataset = ImageFiles(images, [scene + PHOTO for scene in photos], scene_crop)
+        names = np.array([os.fsencode(scene + PHOTO) for scene in photos], "S")
+        dataset = ImageFiles(images, names, scene_crop)
         dataset.masks = [mask_of.get(scene) for scene in photos]
         dataset.mask_classes, dataset.jitter = list(CITYSCAPES.values()), 0.1
         dataset.why_no_labels = "cityscapes has masks alone"

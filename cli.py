@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import secrets
 import sys
@@ -26,12 +25,17 @@ def run(main, parse_args, argv=None):
     try:
         args = parse_args(argv)
         main(args)
-    except (InputError, OSError) as error:
-        message = str(error)
-        if not isinstance(error, InputError):
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
+        message = (str(error).splitlines() or [""])[0]
+        if isinstance(error, OSError):
             if error.filename is None:  # of a socket, say
                 raise
             message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        elif not isinstance(error, InputError):
+            memory = "memory" in message.lower() or isinstance(error, MemoryError)
+            if not memory and not message.startswith("DataLoader worker"):  # one that was killed
+                raise
+            message += ": smaller --batch_size, --width or --size, fewer --workers?"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"{sys.argv[0]}: error{rank}: {message}", file=sys.stderr)
         sys.exit(2)
@@ -45,7 +49,7 @@ def run(main, parse_args, argv=None):
 # Arguments
 
 
-def at_least(minimum, kind=float, below=math.inf):
+def at_least(minimum, kind=float, below=1e9):
     """An argparse type: a number of that kind with minimum <= number < below."""
 
     def number(text):
@@ -55,7 +59,7 @@ def at_least(minimum, kind=float, below=math.inf):
         return value
 
     number.__name__ = f"{kind.__name__} >= {minimum}"
-    if below < math.inf:
+    if below != 1e9:
         number.__name__ += f" and < {below}"
     return number
 

@@ -73,7 +73,7 @@ class Run:
         self.epochs_done = self.steps_done = 0  # whole epochs, and steps of the one after them
         self.seconds, self.history = 0.0, []
         self.environment = environment(device)
-        self.sigterm, self.losses = False, []
+        self.sigterm, self.losses = 0, []  # when SIGTERM came
 
     def identify(self, **more):
         """What two starts of the same run agree on: settings, and `more`."""
@@ -138,10 +138,8 @@ class Run:
         """After each optimiser step, in which the meters were updated: ends the run if a loss is
         not finite or SIGTERM came; prints and saves when it is time."""
         self.steps_done += 1
-        flags = torch.tensor([self.sigterm, not self.losses_are_finite()], dtype=torch.int32)
-        if utils.world_size() > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)  # on the CPU: a GPU need not wait for it
-        stop, not_finite = flags.tolist()
+        utils.progress = f"after epoch {self.epochs_done}, step {self.steps_done}"
+        stop, not_finite = utils.any_rank(self.sigterm, not self.losses_are_finite())
         if not_finite:
             self.fail("loss")
         if self.steps_done % self.args.print_every == 0 or self.steps_done == self.steps:
@@ -264,8 +262,11 @@ class Run:
         torch.manual_seed(self.args.seed + utils.rank() + 1000 * (1 + self.epochs_done))
 
     def on_sigterm(self, signum, frame):
-        """A cluster takes the machine back."""
-        self.sigterm = True
+        """A cluster takes the machine back: the run saves and ends after this step, and at once if
+        that takes so long that another SIGTERM comes (the first may come twice, by torchrun)."""
+        if self.sigterm and time.time() - self.sigterm > 5:
+            sys.exit(STOPPED)
+        self.sigterm = self.sigterm or time.time()
 
     def stop(self):
         if not utils.rank():

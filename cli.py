@@ -73,7 +73,7 @@ def path(text):
 
 def even(text):
     """An argparse type: a positive even number of channels, as factorized reductions halve it."""
-    if int(text) < 2 or int(text) % 2:
+    if not 2 <= int(text) <= 65536 or int(text) % 2:
         raise ValueError
     return int(text)
 

@@ -399,7 +399,7 @@ def test_a_second_sigterm_ends_a_wait(tmp_path, monkeypatch):
         *[(train, "--lr", value) for value in ("1e39", "nan", "inf", "-1", "x", "")],
         *[(train, "--epochs", value) for value in ("0", "1e20", "1" + "0" * 20)],
         (train, "--cutout", "1" + "0" * 20),
-        (train, "--width", "3"),
+        *[(train, "--width", value) for value in ("3", "0", "900000000")],
         (search, "--alpha_lr", "1e30"),
         (search, "--seed", str(2**32)),
         (sample, "--params", "9 5"),
@@ -414,7 +414,7 @@ def test_numbers_out_of_bounds(capsys, script, flag, value):
 
 def test_a_network_that_fits_no_memory(tmp_path, capsys):
     """What the allocator says, in one line."""
-    argv = [*SMALL, "--arch", "darts_v2", "--width", "900000000", "--out", str(tmp_path)]
+    argv = [*SMALL, "--arch", "darts_v2", "--width", "65536", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as exit_:
         cli.run(train.main, train.parse_args, argv)
     error = capsys.readouterr().err

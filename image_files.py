@@ -2,11 +2,9 @@
 
 import atexit
 import copy
-import hashlib
 import math
 import multiprocessing
 import os
-import platform
 import signal
 import threading
 import time
@@ -19,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, get_worker_info
 
-from cli import InputError, replace_file
+from cli import InputError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
@@ -209,59 +206,53 @@ def try_all(read, items, threads=None):
 
 
 # --------------------------------------------------------------------------------------------------
-# An index of the files of a large data set: scanned once, then memory-mapped by all processes
+# The list of files
 
 
-def folder_id(path):
-    """The same for all links to a folder."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+def list_images(root):
+    """{folder: names of its image files} of root and all folders below, and a Counter of what else
+    there is. A folder is b"" or b"<name>/.../", the names are an array of bytes, as they need not
+    be text. Each folder is visited once, however many links lead to it."""
+    files, others, folders, visited = {}, Counter(), [b""], set()
+    endings = tuple(map(os.fsencode, EXTENSIONS))
+    while folders:
+        folder, images, inner = folders.pop(), [], []
+        path = os.path.join(os.fsencode(root), folder)
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in visited:
+            others["links to folders seen before"] += 1
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        try:
+            entries = list(os.scandir(path))
+        except PermissionError:
+            others["folders without permission"] += 1
+            continue
+        for entry in entries:
+            name = entry.name
+            ending = os.fsdecode(os.path.splitext(name)[1]).lower()
+            if name.startswith(b"."):
+                others["hidden"] += 1
+            elif entry.is_dir():
+                inner.append(b"%b%b/" % (folder, name))
+            elif not name.lower().endswith(endings):
+                others[ending or "without an ending"] += 1
+            elif entry.is_file():
+                images.append(name)
+            else:  # a pipe, which would block
+                others["not a regular file"] += 1
+        folders += sorted(inner, reverse=True)
+        if images:
+            files[folder] = np.array(sorted(images), "S")
+        elif not inner:
+            others["folders without images"] += 1
+    return files, others
 
 
-def scan(root, folders):
-    """The index of the image files in these folders of root: an array with the fields "name",
-    <folder>/<file> as bytes, and "folder", the folder's number."""
-    endings, names, visited = tuple(map(os.fsencode, EXTENSIONS)), [], set()
-    others = Counter()
-    for folder in folders:
-        path, files = os.path.join(root, folder), []
-        if folder_id(path) not in visited:  # by another link
-            with os.scandir(path) as entries:  # a pipe is no file
-                files = sorted(entry.name for entry in entries if entry.is_file())
-        visited.add(folder_id(path))
-        images = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
-        others.update(os.path.splitext(os.fsdecode(f))[1] for f in {*files} - {*images})
-        names.append(np.array([b"%b/%b" % (folder, f) for f in images], "S"))
-    counts = [len(array) for array in names]
-    if not any(counts):
-        found = ", ".join(f"{n} {ending}" for ending, n in others.most_common(3)) or "no files"
-        where = f"{os.fsdecode(root)}: no images in its {len(folders)} folders, but {found}"
-        raise InputError(f"{where}; wanted are <class>/*.jpg or another of {', '.join(EXTENSIONS)}")
-    folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
-    return np.rec.fromarrays([np.concatenate(names), folder], names="name,folder")
-
-
-def index_of(root):
-    """The index of the image files in the folders of root, and the folders. Its file is named by
-    root, the folders and when they last changed: a stale index is never used."""
-    root = os.fsencode(os.path.abspath(root))
-    with os.scandir(root) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
-    folders = folders or [b"."]  # a flat folder
-    changed = [os.stat(os.path.join(root, f)).st_mtime_ns for f in [b".", *folders]]
-    place, content = (platform.node(), root), (EXTENSIONS, folders, changed)
-    key, stamp = (hashlib.sha256(repr(x).encode()).hexdigest()[:16] for x in (place, content))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unnas"
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{key}-{stamp}.npy"
-    with FileLock(cache / f"{key}.lock"):  # one process scans; the others find what it has made
-        if not path.exists():
-            for old in cache.glob(f"{key}-*"):  # also what a killed process left
-                with suppress(OSError):  # Windows keeps a file that is in use
-                    old.unlink()
-            index = scan(root, folders)
-            replace_file(path, lambda file: np.save(file, index))
-        return np.load(path, mmap_mode="r"), [os.fsdecode(f) for f in folders]
+def listed(counts):
+    """A Counter as text, the most frequent first."""
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {what}" for what, n in by_count if n) or "nothing"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -269,8 +260,8 @@ def index_of(root):
 
 
 class DataSet:
-    """In memory (data.ImageSet) or on disk (ImageFiles). `names` identify the images; labels (N,)
-    are integers, masks (N, S, S) in memory or a list of paths; `size` is the side of the images or
+    """In memory (data.ImageSet) or on disk (ImageFiles). `names`, an array of bytes, identify the
+    images; labels (N,) are integers, masks (N, S, S) in memory or a list of paths; `size` is the side of the images or
     the default one of their crops; `unreadable`, {path: reason}, are files left out, and `formats`
     counts modes and sizes of the others. fetch(parts, view, seed, device) yields images uint8
     (B, h, w, 3), targets or None, and indices for each index tensor of `parts`."""
@@ -291,10 +282,6 @@ class DataSet:
 
     def __len__(self):
         return len(self.names)
-
-    def names_as_bytes(self):
-        """What stands for the images in the hash of a split."""
-        return os.fsencode("\n".join(self.names))
 
     def examine(self, index):
         """Decodes the images of an index tensor, for `formats` and `unreadable`, if need be."""
@@ -327,9 +314,11 @@ class ImageFiles(DataSet):
 
     def files(self, index, view):
         """[(i, its path, its mask's path if the view has masks)] of an index tensor"""
-        index, masks = index.tolist(), self.masks if view.targets == "masks" else None
-        paths = [os.path.join(self.root, os.fsdecode(self.names[i])) for i in index]
-        return [(i, path, masks and masks[i]) for i, path in zip(index, paths)]
+        masks = self.masks if view.targets == "masks" else None
+        return [(i, self.path(i), masks and masks[i]) for i in index.tolist()]
+
+    def path(self, i):
+        return os.path.join(self.root, os.fsdecode(self.names[i]))
 
     def fetch(self, parts, view, seed, device):
         loader = DataLoader(
@@ -356,9 +345,6 @@ class ImageFiles(DataSet):
                 raise InputError(f"{bad}, first {next(iter(self.unreadable))}")
             labels = self.labels[index].long() if view.targets == "labels" else None
             yield images, masks[0] if masks else labels, index
-
-    def names_as_bytes(self):
-        return self.names.tobytes()
 
     def examine(self, index):
         view = View(None if self.masks is None else "masks", "area", 64)
@@ -458,56 +444,66 @@ def kill_workers():
 atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
 
 
-def why_unlabelled(root, classes, known=None):
-    """Why the images below root cannot be labelled by the names of its folders, or None. `known`:
-    the classes of the training part, of an evaluation part."""
-    if classes == ["."]:
-        return f"{root} has no folder for each class"
-    if new := sorted(set(classes) - set(known or classes)):
-        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
-    if len(known or classes) == 1:  # often a level is too many
-        inner = sorted(path.name for path in (root / classes[0]).iterdir() if path.is_dir())[:5]
-        more = f", with the folders {', '.join(inner)}" if inner else ""
-        return f"{root} has only one class, {classes[0]}{more}"
+def read_trees(root):
+    """The training part of a tree of images, with the folders in it as classes; the evaluation part
+    or None; and what else there is. Without a folder for it all but evaluation is trained on."""
+    files, left_out = list_images(root)
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+
+    def named(names):  # the first one counts
+        return [path for name in names for path in folders if path.name.lower() == name]
+
+    train_root, test_roots = (*named(TRAINING), root)[0], named(EVALUATION)
+    parts = {path: {} for path in (*test_roots, train_root)}
+    for folder, names in files.items():
+        for path, part in parts.items():
+            top = b"" if path == root else os.fsencode(path.name) + b"/"
+            if folder.startswith(top):
+                part[folder[len(top) :]] = names
+                break
+    for path in [train_root, *test_roots[:1]]:
+        if not parts[path]:
+            raise InputError(f"{path}: no images ({', '.join(EXTENSIONS)}), but {listed(left_out)}")
+    train, test = read_tree(train_root, parts[train_root]), None
+    if test_roots:
+        test = read_tree(test_roots[0], parts[test_roots[0]], train)
+        if test.labels is None:  # what is trained is evaluated
+            train.labels, train.why_no_labels = None, test.why_no_labels
+    total = sum(len(names) for names in files.values())
+    left_out["outside the folders that are used"] = total - len(train) - len(test or [])
+    return train, test, left_out
 
 
-def find_parts(root, names):
-    """The folders of root with one of these names, in lower or upper case; the first one counts."""
-    folders = [path for path in sorted(root.glob("*")) if path.is_dir()]
-    return [path for name in names for path in folders if path.name.lower() == name]
-
-
-def read_classes(root, training=None):
-    """A folder of images for each class. `training`: the training part, of an evaluation part."""
-    index, folders = index_of(root)
-    counts = np.bincount(index["folder"], minlength=len(folders))
-    found = [name for name, count in zip(folders, counts) if count]
-    classes = training.classes if training else found
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number.get(name, -1) for name in folders], np.int32)[index["folder"]]
-    dataset = ImageFiles(root, index["name"], photo_crop, torch.from_numpy(labels), classes)
+def read_tree(root, files, training=None):
+    """The images of `list_images` below root, with its folders as classes. `training`: the training
+    part, for an evaluation part."""
+    tops = [os.fsdecode(folder).partition("/")[0] for folder in files]
+    classes = training.classes if training else sorted({*tops})
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = [numbers.get(top, -1) for top in tops]
+    labels = np.repeat(np.array(labels, np.int32), [len(names) for names in files.values()])
+    names = np.concatenate([np.char.add(folder, names) for folder, names in files.items()])
+    dataset = ImageFiles(root, names, photo_crop, torch.from_numpy(labels), classes)
     dataset.jitter = 0.1
-    if reason := why_unlabelled(root, found, classes if training else None):
-        dataset.labels, dataset.why_no_labels = None, reason
-    if empty := [name for name, count in zip(folders, counts) if not count]:
-        dataset.notes = [f"{root}: no images in {len(empty)} folders, first {empty[0]}"]
     if training:
         dataset.whites = training.whites
     else:
-        _, dataset.whites, notes = survey(root, index["name"])
-        dataset.notes = [*dataset.notes, *notes]
+        dataset.sides, dataset.whites, dataset.notes = survey(root, names)
+    if why := why_unlabelled(root, files, {*tops}, classes):
+        dataset.labels, dataset.why_no_labels = None, why
     return dataset
 
 
-def read_imagenet(root, *_):
-    train_roots, test_roots = (find_parts(root, names) for names in (TRAINING, EVALUATION))
-    if not train_roots or not test_roots:
-        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
-    train = read_classes(train_roots[0])
-    test = read_classes(test_roots[0], train)
-    if test.labels is None:  # what is trained is evaluated
-        train.labels, train.why_no_labels = None, test.why_no_labels
-    return train, test
+def why_unlabelled(root, files, found, classes):
+    """Why the images cannot be labelled by the folders in root, or None."""
+    if "" in found:
+        return f"{root / os.fsdecode(files[b''][0])} is not in the folder of a class"
+    if new := sorted(found - set(classes)):
+        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
+    if len(classes) == 1:  # often a level is too many
+        inner = sorted({os.fsdecode(folder).split("/")[1] for folder in files} - {""})
+        more = f", with the folders {', '.join(inner[:5])}" if inner else ""
+        return f"{root} has only one class, {classes[0]}{more}"
 
 
 def scenes(root, ending):

@@ -32,10 +32,10 @@ def run(main, parse_args, argv=None):
                 raise
             message = f"{os.fsdecode(error.filename)}: {error.strerror}"
         elif not isinstance(error, InputError):
-            memory = "memory" in message.lower() or isinstance(error, MemoryError)
-            if not memory and not message.startswith("DataLoader worker"):  # one that was killed
+            known = "allocate memory", "out of memory"
+            if not isinstance(error, MemoryError) and not any(text in message for text in known):
                 raise
-            message += ": smaller --batch_size, --width or --size, fewer --workers?"
+            message += ": smaller --batch_size, --width or --size?"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"{sys.argv[0]}: error{rank}: {message}", file=sys.stderr)
         sys.exit(2)
@@ -48,18 +48,20 @@ def run(main, parse_args, argv=None):
 # --------------------------------------------------------------------------------------------------
 # Arguments
 
+LARGEST = {int: 2**31, float: 1e38}  # what int32 and float32 hold
 
-def at_least(minimum, kind=float, below=1e9):
-    """An argparse type: a number of that kind with minimum <= number < below."""
+
+def at_least(minimum, kind=float, below=None):
+    """An argparse type: a number of that kind with minimum <= number < below, or LARGEST."""
 
     def number(text):
         value = kind(text)
-        if not minimum <= value < below:
+        if not minimum <= value < (below or LARGEST[kind]):
             raise ValueError
         return value
 
     number.__name__ = f"{kind.__name__} >= {minimum}"
-    if below != 1e9:
+    if below:
         number.__name__ += f" and < {below}"
     return number
 

@@ -222,20 +222,20 @@ def scan(root, folders):
     """The index of the image files in these folders of root: an array with the fields "name",
     <folder>/<file> as bytes, and "folder", the folder's number."""
     endings, names, visited = tuple(map(os.fsencode, EXTENSIONS)), [], set()
-    others = Counter()
     for folder in folders:
         path, files = os.path.join(root, folder), []
         if folder_id(path) not in visited:  # by another link
             with os.scandir(path) as entries:  # a pipe is no file
                 files = sorted(entry.name for entry in entries if entry.is_file())
         visited.add(folder_id(path))
-        images = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
-        others.update(os.path.splitext(os.fsdecode(f))[1] for f in {*files} - {*images})
-        names.append(np.array([b"%b/%b" % (folder, f) for f in images], "S"))
+        files = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
+        names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
     counts = [len(array) for array in names]
     if not any(counts):
+        root = Path(os.fsdecode(root))
+        others = Counter(path.suffix for path in root.glob("*/*") if path.is_file())
         found = ", ".join(f"{n} {ending}" for ending, n in others.most_common(3)) or "no files"
-        where = f"{os.fsdecode(root)}: no images in its {len(folders)} folders, but {found}"
+        where = f"{root}: no images in its {len(folders)} folders, but {found}"
         raise InputError(f"{where}; wanted are <class>/*.jpg or another of {', '.join(EXTENSIONS)}")
     folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     return np.rec.fromarrays([np.concatenate(names), folder], names="name,folder")
@@ -422,8 +422,11 @@ class Decoder:
 
 def patient(loader):
     """The batches of a DataLoader. Workers that give none for PATIENCE seconds are killed: its own
-    timeout does not count while it receives a batch."""
+    timeout does not count while it receives a batch. That one has died is noticed here alone:
+    torch's handler of SIGCHLD would raise an error wherever the process is, in other errors too."""
     batches = iter(loader)
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         started, timer = time.time(), threading.Timer(PATIENCE, kill_workers)
         timer.daemon = True

@@ -39,7 +39,7 @@ def parse_args(argv=None):
     # -n as well, as torchrun of Python 3.11 and older takes --n for one of its own options
     add("-n", "--n", type=at_least(1, int, NASBENCH_CELLS + 1), default=500, help="how many")
     add("--draw_seed", type=at_least(0, int), default=0, help="seed of the draw")
-    limits = dict(type=at_least(0, below=1e12), nargs=2, metavar=("LOW", "HIGH"))
+    limits = dict(type=at_least(0), nargs=2, metavar=("LOW", "HIGH"))
     add("--params", default=PARAMS, help="size filter of DARTS cells: parameters", **limits)
     add("--macs", default=MACS, help="size filter: multiply-accumulates at 32 x 32", **limits)
     add("--archs", type=cli.path, metavar="FILE", help="train this list instead of drawing one")
@@ -161,8 +161,8 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
         misses += 1
         if fits and key not in found:
             found[key], misses = arch, 0
-        elif misses == 10_000:
-            raise InputError(f"no new cell in 10,000: widen --params {params}, --macs {macs}")
+        elif misses == (100_000 if found else 10_000):
+            raise InputError(f"no new cell in {misses:,}: widen --params {params}, --macs {macs}")
     return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 

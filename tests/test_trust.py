@@ -287,7 +287,7 @@ if __name__ == "__main__":
     "what, code, wanted",
     [
         ("1 / 0", 1, "ZeroDivisionError"),
-        ("raise cli.InputError('bad')", 2, "bad"),
+        ("raise cli.InputError('bad')", 2, "error: bad"),
         ("[worker.kill() for worker in multiprocessing.active_children()]", 2, "killed"),
     ],
 )
@@ -299,6 +299,7 @@ def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, wanted, start
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     by_script = start.startswith("cli")
     assert done.returncode == (code if by_script else 1), done.stderr
+    wanted = wanted if by_script else wanted.replace("error: bad", "InputError: bad")
     assert wanted in done.stderr and "not reached" not in done.stderr
     assert ("Traceback" in done.stderr) == (code == 1 or not by_script)
 
@@ -400,7 +401,7 @@ def test_a_second_sigterm_ends_a_wait(tmp_path, monkeypatch):
         *[(train, "--epochs", value) for value in ("0", "1e20", "1" + "0" * 20)],
         (train, "--cutout", "1" + "0" * 20),
         *[(train, "--width", value) for value in ("3", "0", "900000000")],
-        (search, "--alpha_lr", "1e30"),
+        (search, "--alpha_lr", "1e39"),
         (search, "--seed", str(2**32)),
         (sample, "--params", "9 5"),
         (sample, "--shard", "2/2"),
@@ -419,6 +420,18 @@ def test_a_network_that_fits_no_memory(tmp_path, capsys):
         cli.run(train.main, train.parse_args, argv)
     error = capsys.readouterr().err
     assert exit_.value.code == 2 and "memory" in error and error.count("\n") == 1
+
+
+def test_a_bug_that_speaks_of_memory_keeps_its_traceback():
+    def view(args):
+        torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last).view(-1)
+
+    def fail(args):
+        raise RuntimeError("unsupported memory format option")
+
+    for bug in (view, fail):
+        with pytest.raises(RuntimeError):
+            cli.run(bug, lambda argv: None)
 
 
 @pytest.mark.slow

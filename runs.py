@@ -123,7 +123,7 @@ class Run:
                 self.folder_lock.acquire(timeout=0)
             except Timeout:
                 taken = True
-        if any(utils.gather(taken)):
+        if any(utils.any_rank(taken)):
             raise InputError(f"{self.out}: another process is at work there; choose another --out")
 
     # ---------------------------------------------------------------------------- the loop
@@ -139,7 +139,7 @@ class Run:
         not finite or SIGTERM came; prints and saves when it is time."""
         self.steps_done += 1
         utils.progress = f"after epoch {self.epochs_done}, step {self.steps_done}"
-        stop, not_finite = utils.any_rank(self.sigterm, not self.losses_are_finite())
+        stop, not_finite = utils.any_rank(bool(self.sigterm), not self.losses_are_finite())
         if not_finite:
             self.fail("loss")
         if self.steps_done % self.args.print_every == 0 or self.steps_done == self.steps:

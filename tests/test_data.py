@@ -580,7 +580,7 @@ def flatten(folder):
     "change, reason",
     [
         (lambda val: (val / "n02").rename(val / "n05"), "training part does not have: n05"),
-        (flatten, "class"),
+        (flatten, "folder (for each|of a) class"),
         (lambda val: val.rename(val.parent / "VALID"), None),
     ],
 )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 import cli
-from cli import InputError, read_json
+from cli import NUMBER, InputError, check_shape, read_json
 
 # The candidate operations of the DARTS space, in the order of the columns of alpha
 PRIMITIVES = [
@@ -130,6 +130,29 @@ def named_cell(name: str) -> Genotype:
 
 
 # --------------------------------------------------------------------------------------------------
+# The shapes of JSON files, see cli.check_shape: what a search and what a training leave behind
+
+IDENTITY = {...: (str, int, float, bool, None, [str])}
+RUN = {
+    **{"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}},
+    **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
+}
+EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
+META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
+SEARCH = {"meta": (META, None)}
+RESULT = {
+    **RUN,
+    **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
+    **{
+        "params": NUMBER,
+        "macs": NUMBER,
+        "epochs": [dict],
+        "args": {"arch": str, "data": (str, None)},
+    },
+    "identity": {**IDENTITY, "width": int, "epochs": int},
+}
+
+# --------------------------------------------------------------------------------------------------
 # Reading and writing. `where` opens the message of the InputError that anything malformed gets.
 
 
@@ -156,12 +179,11 @@ def parse_cell(pairs, concat, where):
             raise InputError(f"{where}: unknown op {op!r}; known: {', '.join(OP_NAMES)}")
         if type(j) is not int or j not in range(node):  # isinstance takes a bool for an int
             raise InputError(f"{where}: node {node} takes inputs 0 to {node - 1}, not {j!r}")
-    if not isinstance(concat, list) or not concat:
-        raise InputError(f"{where}_concat is empty; it lists the nodes that make the output")
     last = 1 + len(pairs) // 2
-    are_nodes = all(type(j) is int and 2 <= j <= last for j in concat)
-    if not are_nodes or len(set(concat)) < len(concat):
-        raise InputError(f"{where}_concat lists nodes from 2 to {last}, each once, not {concat}")
+    nodes = concat if isinstance(concat, list) else []
+    are_nodes = all(type(j) is int and 2 <= j <= last for j in nodes)
+    if not nodes or not are_nodes or len(set(nodes)) < len(nodes):
+        raise InputError(f"{where}_concat lists nodes from 2 to {last}, each once, not {concat!r}")
     return [(op, j) for op, j in pairs], list(concat)
 
 
@@ -258,10 +280,9 @@ def to_text(arch: Genotype | NASBenchCell) -> str:
 
 def load_archs(path) -> dict:
     """{id: architecture} of a list of architectures, archs.json, each checked, in their order."""
-    entries = read_json(path)
-    are_objects = isinstance(entries, list) and all(isinstance(e, dict) for e in entries)
-    if not entries or not are_objects or not all("id" in entry for entry in entries):
-        raise InputError(f'{path}: not a list of architectures, objects with an "id"')
+    entries = read_json(path, [{"id": (str, int)}])
+    if not entries:
+        raise InputError(f"{path}: an empty list of architectures")
     for entry in entries:  # ids become folders
         arch_id = str(entry["id"])
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", arch_id) or not arch_id.strip("."):
@@ -277,7 +298,7 @@ def load_arch(text: str) -> Genotype | NASBenchCell:
     if text in CELLS:
         return named_cell(text)
     if os.path.isfile(text):
-        entry = read_json(text)
+        entry = read_json(text, (dict, list))
         if isinstance(entry, list):
             raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
         return parse_arch(entry, text)
@@ -288,6 +309,34 @@ def load_arch(text: str) -> Genotype | NASBenchCell:
     if arch_id not in archs:
         raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(archs)}")
     return archs[arch_id]
+
+
+def read_search(path) -> dict:
+    """What a search wrote as genotype.json, checked."""
+    search = read_json(path, SEARCH)
+    parse_arch(search, path)
+    meta = search["meta"]
+    if meta is None:
+        raise InputError(f"{path} is of no search; visualize.py {path} draws its cell")
+    pairs = [epoch[key] for epoch in meta["history"] for key in ("entropy", "skips", "convs")]
+    if not 0 < len(meta["history"]) == meta["epoch"] or any(len(pair) != 2 for pair in pairs):
+        raise InputError(f'{path}: "history" is not that of two cells in {meta["epoch"]} epochs')
+    return search
+
+
+def read_result(path) -> dict:
+    """A result.json, checked."""
+    result = read_json(path, RESULT)
+    parse_arch(result, path)
+    metric, best = result["metric"], max if result["higher_is_better"] else min
+    check_shape(result["epochs"], [{metric: NUMBER}], path, "epochs")
+    scores = [epoch[metric] for epoch in result["epochs"]]
+    if len(scores) != result["identity"]["epochs"] or not scores:
+        raise InputError(f"{path}: {len(scores)} epochs of {result['identity']['epochs']}")
+    if (result["best"], result["final"]) != (best(scores), scores[-1]):
+        found = f'"best" is {result["best"]}, "final" {result["final"]}'
+        raise InputError(f"{path}: {found}, but {best(scores)} and {scores[-1]} in its epochs")
+    return result
 
 
 def short_name(text: str) -> str:

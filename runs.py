@@ -248,13 +248,14 @@ class Run:
                 meter.reset(*state["meters"][name])
             self.epochs_done, self.steps_done = state["epoch"], state["step"]
             self.seconds, self.history = state["seconds"], state["history"]
-            states = state["rng"]
+            for rng in state["rng"]:
+                torch.Generator().set_state(rng["cpu"])  # an error here, if it is none
             if len(self.history) != self.epochs_done:
                 raise ValueError(f"epoch {self.epochs_done} after {len(self.history)}")
         except (LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not the checkpoint of such a run ({reason})") from None
-        self.restore_rng(states)
+        self.restore_rng(state["rng"])
         steps = f" and {self.steps_done} steps" if self.steps_done else ""
         self.print(f"resumed after epoch {self.epochs_done}{steps}")
 
@@ -407,4 +408,4 @@ def is_before(line, epochs_done, steps_done):
         line = cli.parse_json(line, {"epoch": (int, None), "step": (int, None)}, "log.jsonl")
     except InputError:
         return False
-    return (line.get("epoch", 0), line.get("step", math.inf)) <= (epochs_done + 1, steps_done)
+    return (line["epoch"] or 0, line["step"] or math.inf) <= (epochs_done + 1, steps_done)

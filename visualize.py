@@ -136,10 +136,10 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     result = genotypes.read_result(run / "result.json")
     if result["task"] != "seg":
         raise cli.InputError(f"{run} was trained on {result['task']}; only seg predicts each pixel")
-    checkpoint_path, checkpoint = runs.load_checkpoint(run)
+    _, checkpoint = runs.load_checkpoint(run)
     genotype, data_path = genotypes.parse_arch(result, run), data_path or result["args"]["data"]
     identity = result["identity"] | {"genotype": genotypes.to_text(genotype).replace("\n", " ")}
-    runs.check_identity(checkpoint_path, checkpoint["identity"], identity)
+    runs.check_identity(run / "result.json", identity, checkpoint["identity"])
     saved = argparse.Namespace(**checkpoint["identity"])
     _, test = data.load(saved.dataset, data_path, saved.size, saved.limit)
     task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")

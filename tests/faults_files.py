@@ -132,7 +132,7 @@ def read_log():
 def show(*names):
     """Shows what a script wrote."""
     for name in names:
-        print(Path(name).read_text())
+        print(json.loads(Path(name).read_bytes()))
 
 
 def then_show(function, *names):

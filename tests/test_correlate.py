@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -293,8 +294,38 @@ def test_malformed(tmp_path, capsys, content, message):
     err = capsys.readouterr().err
     assert exit_.value.code == 2 and "result.json: " in err and message in err
     assert len(err.splitlines()) == 1
-    with pytest.raises(InputError, match="no such folder"):
-        correlate.read([str(tmp_path / "nowhere")], "best")
+    for text in (str(tmp_path / "nowhere"), "a=", "a=lr=0.1"):
+        with pytest.raises(InputError, match="no such folder"):
+            correlate.read([text], "best")
+    with pytest.raises(SystemExit):
+        correlate.parse_args([""])
+    assert "argument [NAME=]FOLDER" in capsys.readouterr().err
+
+
+def test_a_folder_with_an_equals_sign(tmp_path):
+    for k in range(3):
+        write_result(tmp_path / "lr=0.1", k, "cls", k)
+    for text, name in ((f"{tmp_path}/lr=0.1", "cifar10"), (f"A={tmp_path}/lr=0.1", "A")):
+        assert list(correlate.read([text], "best")["darts"]) == [(name, "cls")]
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("best", 1000, '"best" is 1000, "final" 2, but 2 and 2 in its epochs'),
+        ("higher_is_better", "false", "\"higher_is_better\" is 'false', where bool is due"),
+        ("best", None, '"best" is None'),
+        ("epochs", [], "0 epochs of 2"),
+        ("epochs", [{}, {"top1": 2}], '"epochs" 0 "top1" is None'),
+        ("seed", "1", "\"seed\" is '1', where int is due"),
+    ],
+)
+def test_a_wrong_result(tmp_path, field, value, message):
+    write_result(tmp_path, 1, "cls", 2)
+    path = tmp_path / "cls" / "1_s1" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=f"result.json: {re.escape(message)}"):
+        correlate.read([str(tmp_path)], "best")
 
 
 def test_an_architecture_that_lacks_a_seed_is_left_out(tmp_path, capsys):

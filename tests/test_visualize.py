@@ -96,7 +96,7 @@ def test_predictions(tmp_path, monkeypatch, capsys):
     result = cli.read_json(tmp_path / "t" / "result.json", dict)
     result["identity"]["dataset"] = "cityscapes"
     cli.write_json(tmp_path / "t" / "result.json", result)
-    with pytest.raises(cli.InputError, match="checkpoint.pt was written with dataset = 'shapes'"):
+    with pytest.raises(cli.InputError, match="result.json was written with dataset = 'cityscapes'"):
         visualize.main(visualize.parse_args([str(tmp_path / "t")]))
     checkpoint = torch.load(tmp_path / "t" / "checkpoint.pt", weights_only=True)
     checkpoint["identity"]["dataset"] = "cityscapes"

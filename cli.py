@@ -132,24 +132,14 @@ def write_json(path, value):
     replace_file(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path, shape):
-    """The content of a JSON file, an InputError if it has not that shape, see check_shape."""
-    return parse_json(Path(path).read_bytes(), shape, path)
-
-
-def parse_json(text, shape, where):
+def read_json(path, shape, text=None):
+    """The content of a JSON file, or a line of it, `text`, if it has the shape: see check_shape."""
     try:
-        value = json.loads(text, parse_constant=lambda _: None, object_pairs_hook=to_dict)
+        value = json.loads(text or Path(path).read_bytes(), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not a readable JSON file ({error})") from None
-    check_shape(value, shape, where)
+        raise InputError(f"{path}: not a readable JSON file ({error})") from None
+    check_shape(value, shape, path)
     return value
-
-
-def to_dict(pairs):
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("an object has two fields of the same name")
-    return dict(pairs)
 
 
 def check_shape(value, shape, where, *names):
@@ -160,8 +150,8 @@ def check_shape(value, shape, where, *names):
     by_type = {shape if isinstance(shape, type) else type(shape): shape for shape in shapes}
     if object in by_type:
         return
-    too_large = type(value) in NUMBER and not abs(value) < 2**63
-    if type(value) not in by_type or too_large or (type(value) is str and NO_TEXT.search(value)):
+    wrong = (type(value) in NUMBER and not abs(value) < 2**63) or type(value) not in by_type
+    if wrong or (type(value) is str and NO_TEXT.search(value)):
         field = " ".join(map(json.dumps, names)) or "it"
         wanted = " or ".join(kind.__name__ for kind in by_type)
         raise InputError(f"{where}: {field} is {reprlib.repr(value)}, where {wanted} is due")
@@ -170,7 +160,7 @@ def check_shape(value, shape, where, *names):
         for k, item in enumerate(value):
             check_shape(item, shape[0], where, *names, k)
     elif isinstance(shape, dict):
-        for name in {**shape, **value}:
+        for name in dict.fromkeys([*shape, *value]):
             if name is not ...:
                 inner = shape.get(name, shape.get(..., object))
                 check_shape(value.setdefault(name), inner, where, *names, name)

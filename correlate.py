@@ -39,8 +39,7 @@ def parse_args(argv=None):
     text, _ = __doc__.split("\n", 1)
     parser = argparse.ArgumentParser(description=text, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
-    where = dict(nargs="+", type=cli.path, metavar="[NAME=]FOLDER")
-    add("folders", help="results of the data set NAME", **where)
+    add("folders", nargs="+", type=cli.path, metavar="[NAME=]FOLDER", help="of data set NAME")
     add("--out", type=cli.path, metavar="DIR", default="runs/correlation", help="where to write")
     add("--score", choices=["best", "final"], default="best", help="the epoch that counts")
     add("--bootstrap", type=at_least(100, int), default=2000, help="samples for the intervals")

@@ -139,17 +139,10 @@ RUN = {
 }
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
 META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
-SEARCH = {"meta": (META, None)}
 RESULT = {
-    **RUN,
+    **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
     **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
-    **{
-        "params": NUMBER,
-        "macs": NUMBER,
-        "epochs": [dict],
-        "args": {"arch": str, "data": (str, None)},
-    },
-    "identity": {**IDENTITY, "width": int, "epochs": int},
+    **{"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}},
 }
 
 # --------------------------------------------------------------------------------------------------
@@ -158,8 +151,7 @@ RESULT = {
 
 def parse_genotype(fields, where: str) -> Genotype:
     """A DARTS genotype from parsed JSON, an object with the fields of Genotype."""
-    if not isinstance(fields, dict) or not set(Genotype._fields) <= set(fields):
-        raise InputError(f"{where}: a genotype has the fields {', '.join(Genotype._fields)}")
+    check_shape(fields, dict.fromkeys(Genotype._fields, list), where, "genotype")
     normal = parse_cell(fields["normal"], fields["normal_concat"], f"{where}: normal")
     reduce = parse_cell(fields["reduce"], fields["reduce_concat"], f"{where}: reduce")
     return Genotype(*normal, *reduce)
@@ -167,9 +159,8 @@ def parse_genotype(fields, where: str) -> Genotype:
 
 def parse_cell(pairs, concat, where):
     """The pairs and the concat of one cell, checked."""
-    if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
-        count = len(pairs) if isinstance(pairs, list) else repr(pairs)
-        raise InputError(f"{where} needs two [op, input] pairs for each node, it has {count}")
+    if not pairs or len(pairs) % 2:
+        raise InputError(f"{where} needs two [op, input] pairs for each node, it has {len(pairs)}")
     for k, pair in enumerate(pairs):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise InputError(f"{where}: {pair!r} is not an [op, input] pair")
@@ -180,23 +171,17 @@ def parse_cell(pairs, concat, where):
         if type(j) is not int or j not in range(node):  # isinstance takes a bool for an int
             raise InputError(f"{where}: node {node} takes inputs 0 to {node - 1}, not {j!r}")
     last = 1 + len(pairs) // 2
-    nodes = concat if isinstance(concat, list) else []
-    are_nodes = all(type(j) is int and 2 <= j <= last for j in nodes)
-    if not nodes or not are_nodes or len(set(nodes)) < len(nodes):
-        raise InputError(f"{where}_concat lists nodes from 2 to {last}, each once, not {concat!r}")
+    are_nodes = all(type(j) is int and 2 <= j <= last for j in concat)
+    if not concat or not are_nodes or len(set(concat)) < len(concat):
+        raise InputError(f"{where}_concat lists nodes from 2 to {last}, each once, not {concat}")
     return [(op, j) for op, j in pairs], list(concat)
 
 
 def parse_nasbench(entry, where: str) -> NASBenchCell:
     """A NAS-Bench-101 cell from parsed JSON, pruned, if it obeys the benchmark's rules."""
-    entry = entry if isinstance(entry, dict) else {}
-    matrix, ops = entry.get("matrix"), entry.get("ops")
-    if not isinstance(matrix, list) or not isinstance(ops, list):
-        raise InputError(f'{where}: a NAS-Bench-101 cell has the lists "matrix" and "ops"')
-    V = len(matrix)
-    rows = [row for row in matrix if isinstance(row, list) and len(row) == V]
-    bits = [bit for row in rows for bit in row]
-    if not len(rows) == V >= 2 or not all(type(bit) is int and bit in (0, 1) for bit in bits):
+    check_shape(entry, {"matrix": [[int]], "ops": [str]}, where)
+    matrix, ops, V = entry["matrix"], entry["ops"], len(entry["matrix"])
+    if V < 2 or any(len(row) != V or not {*row} <= {0, 1} for row in matrix):
         raise InputError(f"{where}: the matrix must be square, of zeros and ones")
     if np.tril(matrix).any():
         raise InputError(f"{where}: an edge leads back; the matrix must be upper triangular")
@@ -248,7 +233,7 @@ def nasbench_hash(cell: NASBenchCell) -> str:
 
 def parse_arch(entry, where: str) -> Genotype | NASBenchCell:
     """An architecture from an object of genotype.json or archs.json."""
-    space = entry.get("space") if isinstance(entry, dict) else None
+    space = entry.get("space")
     if space == "darts":
         return parse_genotype(entry.get("genotype"), where)
     if space == "nasbench101":  # in a result.json under "genotype"
@@ -313,7 +298,7 @@ def load_arch(text: str) -> Genotype | NASBenchCell:
 
 def read_search(path) -> dict:
     """What a search wrote as genotype.json, checked."""
-    search = read_json(path, SEARCH)
+    search = read_json(path, {"meta": (META, None)})
     parse_arch(search, path)
     meta = search["meta"]
     if meta is None:
@@ -328,14 +313,13 @@ def read_result(path) -> dict:
     """A result.json, checked."""
     result = read_json(path, RESULT)
     parse_arch(result, path)
-    metric, best = result["metric"], max if result["higher_is_better"] else min
-    check_shape(result["epochs"], [{metric: NUMBER}], path, "epochs")
-    scores = [epoch[metric] for epoch in result["epochs"]]
-    if len(scores) != result["identity"]["epochs"] or not scores:
-        raise InputError(f"{path}: {len(scores)} epochs of {result['identity']['epochs']}")
-    if (result["best"], result["final"]) != (best(scores), scores[-1]):
-        found = f'"best" is {result["best"]}, "final" {result["final"]}'
-        raise InputError(f"{path}: {found}, but {best(scores)} and {scores[-1]} in its epochs")
+    check_shape(result["epochs"], [{result["metric"]: NUMBER}], path, "epochs")
+    scores = [epoch[result["metric"]] for epoch in result["epochs"]]
+    best = (max if result["higher_is_better"] else min)(scores, default=None)
+    found = result["best"], [result["final"]], result["identity"]["epochs"]
+    if found != (best, scores[-1:], len(scores)):
+        text = f'"best" {result["best"]}, "final" {result["final"]} of {found[2]} "epochs"'
+        raise InputError(f"{path}: {text} contradict the {len(scores)} epochs, the best {best}")
     return result
 
 

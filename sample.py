@@ -29,11 +29,7 @@ from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotyp
 PARAMS = 0.8 * 855_770, 1.2 * 855_770
 MACS = 0.8 * 125.75e6, 1.2 * 125.75e6
 NASBENCH_CELLS = 423_624  # that are not isomorphic to each other
-SWEEP = {
-    "tasks": [str],
-    "seeds": [int],
-    "settings": genotypes.IDENTITY,
-}  # as cli.check_shape has it
+SWEEP = {"tasks": [str], "seeds": [int], "settings": genotypes.IDENTITY}  # shape of sweep.json
 
 
 def parse_args(argv=None):

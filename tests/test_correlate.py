@@ -312,10 +312,10 @@ def test_a_folder_with_an_equals_sign(tmp_path):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("best", 1000, '"best" is 1000, "final" 2, but 2 and 2 in its epochs'),
+        ("best", 1000, '"best" 1000, "final" 2 of 2 "epochs" contradict'),
         ("higher_is_better", "false", "\"higher_is_better\" is 'false', where bool is due"),
         ("best", None, '"best" is None'),
-        ("epochs", [], "0 epochs of 2"),
+        ("epochs", [], '"best" 2, "final" 2 of 2 "epochs" contradict the 0'),
         ("epochs", [{}, {"top1": 2}], '"epochs" 0 "top1" is None'),
         ("seed", "1", "\"seed\" is '1', where int is due"),
     ],

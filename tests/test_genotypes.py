@@ -88,11 +88,14 @@ def mutate(path, value):
         (mutate(["genotype", "normal"], []), "it has 0"),
         (mutate(["genotype", "normal"], "sep"), "'sep'"),
         (mutate(["genotype", "normal_concat"], []), r"normal_concat lists .* not \[\]"),
-        (mutate(["genotype", "normal_concat"], "range(2, 6)"), r"from 2 to 5, .* not 'range\("),
+        (
+            mutate(["genotype", "normal_concat"], "range(2, 6)"),
+            r"concat. is 'range.*where list is due",
+        ),
         (mutate(["genotype", "reduce_concat"], [2, 6]), "from 2 to 5"),
         (mutate(["genotype", "reduce_concat"], [2, 2]), "each once"),
-        (lambda entry: entry["genotype"].pop("reduce"), "fields"),
-        (mutate(["genotype"], None), "fields"),
+        (lambda entry: entry["genotype"].pop("reduce"), '"genotype" "reduce" is None'),
+        (mutate(["genotype"], None), '"genotype" is None, where dict'),
         (mutate(["space"], "nasbench"), '"space"'),
     ],
 )

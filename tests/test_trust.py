@@ -112,7 +112,9 @@ def test_no_usable_checkpoint(stopped):
 def test_other_images(stopped, monkeypatch):
     out, _ = stopped
     monkeypatch.setattr(data, "split_hash", lambda *sets: "others")
-    with pytest.raises(InputError, match="written for other images .*--data, --limit"):
+    with pytest.raises(
+        InputError, match="written for other images .*--data, --limit, or their names"
+    ):
         run_train("--epochs", 3, "--out", out, "--resume")
 
 
@@ -152,7 +154,6 @@ def test_another_precision_in_a_checkpoint(stopped):
         ('{"a": 1, "b": [1, "x"]}', "\"b\" 1 is 'x', where int is due"),
         ('{"a": 1, "c": {"x": {}}}', '"c" "x" is {}, where str or NoneType is due'),
         ('{"a": 1, "c": {"x": "\\ud800"}}', '"c" "x" is '),
-        ('{"a": 1, "a": 2}', "two fields of the same name"),
         ("[]", "it is [], where dict is due"),
         ("[" * 20_000, "not a readable JSON file"),
         ("", "not a readable JSON file"),

@@ -155,10 +155,11 @@ CORRELATE = without_pixels(
 )
 SAMPLE = then_show(script(sample, *SWEEP), "sweep/sweep.json", "sweep/archs.json")
 STATUS = script(sample, "--status", "sweep")
+FINISHED = script(train, *TRAIN, "--resume")
 READERS = {  # of each file
     "study/search_x/genotype.json": [DRAW, CELL, train_until_start(*FRESH), PAGE],
     "study/search_x/log.jsonl": [read_log],
-    "study/train_x/result.json": [PAGE, PREDICT, script(train, *TRAIN, "--resume")],
+    "study/train_x/result.json": [PAGE, PREDICT, FINISHED],
     "study/correlation/correlations.json": [PAGE],
     "sweep/archs.json": [SAMPLE, STATUS, train_until_start("--arch", "sweep/archs.json:00001")],
     "sweep/sweep.json": [SAMPLE, STATUS],
@@ -327,7 +328,7 @@ def json_files(count, rng, folder):
             shutil.copytree(whole, case)
         mutation, content, legitimate = mutate(case / file, rng)
         (case / file).write_bytes(content)
-        empty_is_none = not content and file.startswith("sweep/") and function is SAMPLE
+        empty_is_none = not content and function is FINISHED  # it goes on from the checkpoint
         result = forked(case, function)
         verdict, detail = judge(result, file, wanted[pattern, reader], legitimate or empty_is_none)
         shutil.rmtree(case)

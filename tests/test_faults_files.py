@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, count", [("json_files", 25), ("checkpoints", 8)])
+@pytest.mark.parametrize("name, count", [("json_files", 14), ("checkpoints", 8)])
 def test_injections(tmp_path, name, count):
     seed = random.randrange(10**6)
     verdicts = list(getattr(faults_files, name)(count, random.Random(seed), tmp_path))

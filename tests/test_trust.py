@@ -108,7 +108,71 @@ def test_no_usable_checkpoint(stopped):
         (out / name).write_bytes((out / name).read_bytes()[:-100])
     with pytest.raises(InputError, match="no usable checkpoint .*; remove") as error:
         run_train("--epochs", 3, "--out", out, "--resume")
-    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+    assert "not as torch.save wrote it" in str(error.value) and "\n" not in str(error.value)
+    torch.save({"identity": {"split": "x"}}, out / "checkpoint.old.pt")
+    with pytest.raises(InputError, match='its content: "epoch" is None, where int is due'):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+def test_other_images(stopped, monkeypatch):
+    out, _ = stopped
+    monkeypatch.setattr(data, "split_hash", lambda *sets: "others")
+    with pytest.raises(InputError, match="written for other images .*--limit, or their names"):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"epoch": [1]}\n', b"\0\0\xff\n", b"[" * 20_000 + b"\n", b"3\n"]
+)
+def test_a_line_of_the_log_that_is_none(stopped, line):
+    out, whole = stopped
+    lines = (out / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "log.jsonl").write_bytes(b"".join([*lines[:2], line, *lines[2:], b'{"epoch']))
+    assert run_train("--epochs", 3, "--out", out, "--resume")["epochs"] == whole["epochs"]
+    assert (out / "log.jsonl").read_bytes().startswith(b"".join(lines))
+
+
+def test_another_precision_in_a_checkpoint(stopped):
+    out, _ = stopped
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    state["network"] = {name: value.half() for name, value in state["network"].items()}
+    torch.save(state, out / "checkpoint.pt")
+    with pytest.raises(InputError, match="not the checkpoint of such a run"):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": 1}', None),
+        ('{"a": 1.5, "b": [1, 2], "c": {"x": "y"}, "d": []}', None),
+        ('{"a": true}', '"a" is True, where int or float is due'),
+        ('{"a": NaN}', '"a" is None, where int or float'),
+        ('{"a": 1e999}', '"a" is inf, where'),
+        (f'{{"a": {10**400}}}', '"a" is 1000'),
+        ('{"a": 1, "b": [1, "x"]}', "\"b\" 1 is 'x', where int is due"),
+        ('{"a": 1, "c": {"x": {}}}', '"c" "x" is {}, where str or NoneType is due'),
+        ('{"a": 1, "c": {"x": "\\ud800"}}', '"c" "x" is '),
+        ("[]", "it is [], where dict is due"),
+        ("[" * 20_000, "not a readable JSON file"),
+        ("", "not a readable JSON file"),
+    ],
+)
+def test_shapes_of_json(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    shape = {"a": cli.NUMBER, "b": ([int], None), "c": ({...: (str, None)}, None)}
+    if message is None:
+        value = cli.read_json(tmp_path / "x.json", shape)
+        assert value["b"] == json.loads(text).get("b")
+        return
+    with pytest.raises(InputError) as error:
+        cli.read_json(tmp_path / "x.json", shape)
+    assert str(error.value).startswith(f"{tmp_path / 'x.json'}: ") and message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 300
 
 
 def test_a_checkpoint_of_other_shapes(tmp_path):

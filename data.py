@@ -206,6 +206,8 @@ def read_folder(root, size, limit):
     else:
         gigabytes = MAX_BYTES / 2**30
         notes.append(f"more than {gigabytes:.0f} GiB of pixels: read from disk, in random crops")
+        for part in sets:
+            part.resize(size)
     train, test = sets
     counts = f"{root}: {len(train)} images to train, {len(test)} to evaluate"
     train.notes, test.notes = [counts, f"left out: {listed(left_out)}", *notes], []
@@ -238,7 +240,8 @@ def load_images(files, size):
     formats, errors = image_files.try_all(read, range(len(files)))
     good = files.subset(torch.tensor(list(formats), dtype=torch.int64))
     images = torch.from_numpy(images[list(formats)] if errors else images)
-    dataset = ImageSet(images, good.labels, good.classes, names=good.names)
+    labels = None if good.labels is None else good.labels.long()
+    dataset = ImageSet(images, labels, good.classes, names=good.names)
     dataset.why_no_labels = files.why_no_labels
     dataset.unreadable = {files.path(i): reason for i, reason in errors.items()}
     dataset.formats = Counter(formats.values())

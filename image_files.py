@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -225,8 +224,9 @@ def list_images(root):
         visited.add((status.st_dev, status.st_ino))
         try:
             entries = list(os.scandir(path))
-        except PermissionError:
-            others["folders without permission"] += 1
+        except PermissionError as error:
+            where = f"folder that cannot be read, {os.fsdecode(path)}"
+            others[f"{where}: {error.strerror}"] += 1
             continue
         for entry in entries:
             name = entry.name
@@ -261,10 +261,11 @@ def listed(counts):
 
 class DataSet:
     """In memory (data.ImageSet) or on disk (ImageFiles). `names`, an array of bytes, identify the
-    images; labels (N,) are integers, masks (N, S, S) in memory or a list of paths; `size` is the side of the images or
-    the default one of their crops; `unreadable`, {path: reason}, are files left out, and `formats`
-    counts modes and sizes of the others. fetch(parts, view, seed, device) yields images uint8
-    (B, h, w, 3), targets or None, and indices for each index tensor of `parts`."""
+    images; labels (N,) are integers, masks (N, S, S) in memory or a list of paths; `size` is the
+    side of the images or the default one of their crops; `unreadable`, {path: reason}, are files
+    left out, and `formats` counts modes and sizes of the others. fetch(parts, view, seed, device)
+    yields images uint8 (B, h, w, 3), targets or None, and indices for each index tensor of `parts`.
+    """
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the channels; ImageNet's
     padded_crops, jitter = False, 0.0  # whether tasks pad and crop; strength of their colour jitter
@@ -295,7 +296,7 @@ class DataSet:
             if isinstance(values, list):
                 setattr(part, key, [values[i] for i in index.tolist()])
             elif values is not None:
-                setattr(part, key, values[index])
+                setattr(part, key, values[index.numpy() if key == "names" else index])
         return part
 
 
@@ -408,8 +409,11 @@ class Decoder:
 
 def patient(loader):
     """The batches of a DataLoader. Workers that give none for PATIENCE seconds are killed: its own
-    timeout does not count while it receives a batch."""
+    timeout does not count while it receives a batch. That one has died is noticed here alone:
+    torch's handler of SIGCHLD would raise an error wherever the process is, in other errors too."""
     batches = iter(loader)
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         started, timer = time.time(), threading.Timer(PATIENCE, kill_workers)
         timer.daemon = True

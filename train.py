@@ -93,9 +93,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("model")
     width = group.add_mutually_exclusive_group()
     width.add_argument("--width", type=cli.even, help="channels of the first cells")
-    width.add_argument(
-        "--max_macs", type=at_least(0, below=1e12), help="take the largest width within"
-    )
+    width.add_argument("--max_macs", type=at_least(0), help="take the largest width within")
     add = group.add_argument
     add("--layers", type=at_least(1, int), help="number of cells")
     add("--stem", choices=list(ops.STEMS), help="full or 1/8 resolution (default: by --size)")

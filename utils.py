@@ -36,7 +36,7 @@ def setup(args, distributed=True):
         end_with_parent()
     if distributed:  # torchrun --max_restarts; on several nodes not all count the same restarts
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        args.resume = any(gather(args.resume or restarted))
+        (args.resume,) = any_rank(args.resume or restarted)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:

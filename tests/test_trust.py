@@ -108,7 +108,71 @@ def test_no_usable_checkpoint(stopped):
         (out / name).write_bytes((out / name).read_bytes()[:-100])
     with pytest.raises(InputError, match="no usable checkpoint .*; remove") as error:
         run_train("--epochs", 3, "--out", out, "--resume")
-    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+    assert "not as torch.save wrote it" in str(error.value) and "\n" not in str(error.value)
+    torch.save({"identity": {"split": "x"}}, out / "checkpoint.old.pt")
+    with pytest.raises(InputError, match='its content: "epoch" is None, where int is due'):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+def test_other_images(stopped, monkeypatch):
+    out, _ = stopped
+    monkeypatch.setattr(data, "split_hash", lambda *sets: "others")
+    with pytest.raises(InputError, match="written for other images .*--limit, or their names"):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"epoch": [1]}\n', b"\0\0\xff\n", b"[" * 20_000 + b"\n", b"3\n"]
+)
+def test_a_line_of_the_log_that_is_none(stopped, line):
+    out, whole = stopped
+    lines = (out / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "log.jsonl").write_bytes(b"".join([*lines[:2], line, *lines[2:], b'{"epoch']))
+    assert run_train("--epochs", 3, "--out", out, "--resume")["epochs"] == whole["epochs"]
+    assert (out / "log.jsonl").read_bytes().startswith(b"".join(lines))
+
+
+def test_another_precision_in_a_checkpoint(stopped):
+    out, _ = stopped
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    state["network"] = {name: value.half() for name, value in state["network"].items()}
+    torch.save(state, out / "checkpoint.pt")
+    with pytest.raises(InputError, match="not the checkpoint of such a run"):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": 1}', None),
+        ('{"a": 1.5, "b": [1, 2], "c": {"x": "y"}, "d": []}', None),
+        ('{"a": true}', '"a" is True, where int or float is due'),
+        ('{"a": NaN}', '"a" is None, where int or float'),
+        ('{"a": 1e999}', '"a" is inf, where'),
+        (f'{{"a": {10**400}}}', '"a" is 1000'),
+        ('{"a": 1, "b": [1, "x"]}', "\"b\" 1 is 'x', where int is due"),
+        ('{"a": 1, "c": {"x": {}}}', '"c" "x" is {}, where str or NoneType is due'),
+        ('{"a": 1, "c": {"x": "\\ud800"}}', '"c" "x" is '),
+        ("[]", "it is [], where dict is due"),
+        ("[" * 20_000, "not a readable JSON file"),
+        ("", "not a readable JSON file"),
+    ],
+)
+def test_shapes_of_json(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    shape = {"a": cli.NUMBER, "b": ([int], None), "c": ({...: (str, None)}, None)}
+    if message is None:
+        value = cli.read_json(tmp_path / "x.json", shape)
+        assert value["b"] == json.loads(text).get("b")
+        return
+    with pytest.raises(InputError) as error:
+        cli.read_json(tmp_path / "x.json", shape)
+    assert str(error.value).startswith(f"{tmp_path / 'x.json'}: ") and message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 300
 
 
 def test_a_checkpoint_of_other_shapes(tmp_path):
@@ -287,18 +351,19 @@ if __name__ == "__main__":
     "what, code, wanted",
     [
         ("1 / 0", 1, "ZeroDivisionError"),
-        ("raise cli.InputError('bad')", 2, "bad"),
+        ("raise cli.InputError('bad')", 2, "error: bad"),
         ("[worker.kill() for worker in multiprocessing.active_children()]", 2, "killed"),
     ],
 )
 def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, wanted, start):
     script = tmp_path / "script.py"
     script.write_text(WORKERS.format(what=what, start=start))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(imagenet)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     by_script = start.startswith("cli")
     assert done.returncode == (code if by_script else 1), done.stderr
+    wanted = wanted if by_script else wanted.replace("error: bad", "InputError: bad")
     assert wanted in done.stderr and "not reached" not in done.stderr
     assert ("Traceback" in done.stderr) == (code == 1 or not by_script)
 
@@ -400,7 +465,7 @@ def test_a_second_sigterm_ends_a_wait(tmp_path, monkeypatch):
         *[(train, "--epochs", value) for value in ("0", "1e20", "1" + "0" * 20)],
         (train, "--cutout", "1" + "0" * 20),
         *[(train, "--width", value) for value in ("3", "0", "900000000")],
-        (search, "--alpha_lr", "1e30"),
+        (search, "--alpha_lr", "1e39"),
         (search, "--seed", str(2**32)),
         (sample, "--params", "9 5"),
         (sample, "--shard", "2/2"),
@@ -419,6 +484,18 @@ def test_a_network_that_fits_no_memory(tmp_path, capsys):
         cli.run(train.main, train.parse_args, argv)
     error = capsys.readouterr().err
     assert exit_.value.code == 2 and "memory" in error and error.count("\n") == 1
+
+
+def test_a_bug_that_speaks_of_memory_keeps_its_traceback():
+    def view(args):
+        torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last).view(-1)
+
+    def fail(args):
+        raise RuntimeError("unsupported memory format option")
+
+    for bug in (view, fail):
+        with pytest.raises(RuntimeError):
+            cli.run(bug, lambda argv: None)
 
 
 @pytest.mark.slow

@@ -186,34 +186,29 @@ def read_cifar10(path, *_):
 
 
 def read_folder(root, size, limit):
-    train, test, left_out = image_files.read_trees(root)
-    notes = train.notes
+    train, test = image_files.read_trees(root)
+    one_folder, notes = test is None, train.notes
     if train.root == root:
         train.labels, train.why_no_labels = None, DataSet.why_no_labels
     if not size:
         size, note = fitting_size(train.sides, len(train))
-        notes = [note, *notes]
-    if test is None:
+        notes.append(note)
+    if one_folder:
         held_out = torch.zeros(len(train), dtype=torch.bool)
         held_out[random_subset(len(train), max(1, round(HELD_OUT * len(train))))] = True
         test, train = (train.subset(chosen.nonzero()[:, 0]) for chosen in (held_out, ~held_out))
-    one_folder = train.root == test.root
-    sets = [part.subset(random_subset(len(part), limit)) for part in (train, test)]
-    left_out["beyond --limit"] = len(train) + len(test) - len(sets[0]) - len(sets[1])
-    if 3 * size * size * max(map(len, sets)) <= MAX_BYTES:
-        sets = [load_images(part, size) for part in sets]
-        left_out["unreadable"] = sum(len(part.unreadable) for part in sets)
+    train.size = test.size = size
+    train, test = (part.subset(random_subset(len(part), limit)) for part in (train, test))
+    if 3 * size * size * (len(train) + len(test)) <= MAX_BYTES:
+        train, test = map(load_images, (train, test))
+        notes.append(f"left out: {len(train.unreadable) + len(test.unreadable)} unreadable")
     else:
-        gigabytes = MAX_BYTES / 2**30
-        notes.append(f"more than {gigabytes:.0f} GiB of pixels: read from disk, in random crops")
-        for part in sets:
-            part.resize(size)
-    train, test = sets
-    counts = f"{root}: {len(train)} images to train, {len(test)} to evaluate"
-    train.notes, test.notes = [counts, f"left out: {listed(left_out)}", *notes], []
+        most = f"{MAX_BYTES / 2**30:.0f} GiB of pixels"
+        notes.append(f"more than {most}: read from disk for each batch, in random crops")
+    train.notes, test.notes = notes, []
     if one_folder:  # of which some files are unreadable
         train.unreadable, test.unreadable = train.unreadable | test.unreadable, {}
-    return sets
+    return train, test
 
 
 def fitting_size(sides, images):
@@ -226,22 +221,22 @@ def fitting_size(sides, images):
     return size, f"size {size}, from the shorter sides of {found}; --size takes another"
 
 
-def load_images(files, size):
+def load_images(files):
     """An ImageSet of those of the ImageFiles that can be read: their middle squares, scaled."""
-    images = np.empty((len(files), size, size, 3), np.uint8)
+    images = np.empty((len(files), files.size, files.size, 3), np.uint8)
 
     def middle_square(W, H):
-        return image_files.middle(W, H, min(W, H), min(W, H), size)
+        return image_files.middle(W, H, min(W, H), min(W, H), files.size)
 
     def read(i):
         images[i], _, found = image_files.read_rgb(files.path(i), middle_square, files.whites)
         return found
 
-    formats, errors = image_files.try_all(read, range(len(files)))
+    what = f"{files.root}: images in memory, of {len(files):,}"
+    formats, errors = image_files.try_all(read, range(len(files)), what)
     good = files.subset(torch.tensor(list(formats), dtype=torch.int64))
     images = torch.from_numpy(images[list(formats)] if errors else images)
-    labels = None if good.labels is None else good.labels.long()
-    dataset = ImageSet(images, labels, good.classes, names=good.names)
+    dataset = ImageSet(images, good.labels, good.classes, names=good.names)
     dataset.why_no_labels = files.why_no_labels
     dataset.unreadable = {files.path(i): reason for i, reason in errors.items()}
     dataset.formats = Counter(formats.values())
@@ -249,20 +244,10 @@ def load_images(files, size):
 
 
 def read_imagenet(root, *_):
-    train, test, left_out = image_files.read_trees(root)
+    train, test = image_files.read_trees(root)
     if train.root == root or test is None:
         raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
-    train.notes.append(f"left out: {listed(left_out)}")
     return train, test
-
-
-def read_imagenet22k(root, *_):
-    files, left_out = image_files.list_images(root)
-    if not files:
-        raise InputError(f"{root}: no images, but {listed(left_out)}")
-    train = image_files.read_tree(root, files)
-    train.notes.append(f"left out: {listed(left_out)}")
-    return [train]
 
 
 # What reads the training and perhaps an evaluation part of each, given --data, --size and --limit;
@@ -272,7 +257,7 @@ DATASETS = {
     "cifar10": read_cifar10,
     "folder": read_folder,
     "imagenet": read_imagenet,
-    "imagenet22k": read_imagenet22k,
+    "imagenet22k": lambda root, *_: image_files.read_trees(root)[:1],
     "cityscapes": image_files.read_cityscapes,
 }
 
@@ -291,9 +276,9 @@ def add_arguments(group):
 
 def describe(train, test):
     """What a run says about its data, as lines; `test` may be None."""
-    notes = [note for part in (train, test) if part is not None for note in part.notes]
+    notes = dict.fromkeys(note for part in (train, test) if part is not None for note in part.notes)
     lines = [f"left out, unreadable: {path} ({why})" for path, why in train.unreadable.items()]
-    return notes + lines[:5]
+    return [*notes, *lines[:5]]
 
 
 def examine(title, dataset):

@@ -2,16 +2,19 @@
 
 import atexit
 import copy
+import io
 import math
 import multiprocessing
 import os
 import signal
+import tarfile
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +25,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from cli import InputError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+COMPRESSED = ".7z", ".bz2", ".gz", ".rar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
 PATIENCE = 600  # seconds to wait for a batch
 TRAINING = "train", "training"  # names of folders, the first that is there counts
@@ -102,7 +106,7 @@ def read_rgb(path, crop, whites):
     """Of any image file, upright and RGB: what crop(width, height) takes as uint8 (h, w, 3); its
     (width, height); mode and size as text. On a broken file it raises whatever Pillow does.
     `whites` is what `survey` found."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         found, full_width = f"{image.mode} {image.width} x {image.height}", image.width
         if image.format not in ("JPEG", "MPO"):
             image.load()  # turns a TIFF upright, so before its orientation is looked at
@@ -139,18 +143,18 @@ def wide_pixels(image):
     return pixels
 
 
-def survey(root, names):
-    """Of at most 1,000 of the images root/<name>: the sorted shorter sides; where there are images
+def survey(files):
+    """Of at most 1,000 of these ImageFiles: the sorted shorter sides; where there are images
     of 16 or 32 bits, the value that is white in those of integers ("I") and of floats ("F"), one
     for a whole data set: the smallest of WHITES that none of them exceeds; and a note on it."""
 
-    def look(name):
-        with Image.open(os.path.join(root, os.fsdecode(name))) as image:
+    def look(i):
+        with open_image(files.path(i)) as image:
             kind = image.mode[0]
             return min(image.size), kind, wide_pixels(image).max() if kind in "IF" else 0
 
-    sample = names[:: 1 + (len(names) - 1) // 1000]
-    looks, whites = list(try_all(look, sample)[0].values()), {}
+    sample = range(0, len(files), 1 + (len(files) - 1) // 1000)
+    looks, whites = list(try_all(look, sample, "images looked at")[0].values()), {}
     for kind, choices in (("I", WHITES[1:]), ("F", WHITES)):
         values = [float(top) for _, found, top in looks if found == kind]
         if values:
@@ -176,7 +180,7 @@ PHOTO, RAW_IDS, TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine
 def read_mask(path, image_size, crop):
     """What `crop` takes of a Cityscapes mask as uint8 (h, w): 0 to 18, 255 where none counts."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Exception as error:  # Pillow raises many types on a damaged file
         raise OSError(f"its mask {path}: {error}") from None
@@ -191,62 +195,115 @@ def read_mask(path, image_size, crop):
     return mask
 
 
-def try_all(read, items, threads=None):
-    """({item: read(item)}, {item: why it failed}), several items at a time."""
+def progress(items, what):
+    """The items, and every ten seconds a line that says how many they were."""
+    due = time.monotonic() + 10
+    for count, item in enumerate(items):
+        if what and time.monotonic() > due and os.environ.get("RANK", "0") == "0":
+            due += 10
+            print(f"{what}: {count:,}", flush=True)
+        yield item
+
+
+def try_all(read, items, what=None, threads=None):
+    """({item: read(item)}, {item: why it failed}), several at a time; `what`: as in `progress`."""
+    results, errors = {}, {}
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # of Pillow, about broken tags and large images
-        futures = {item: pool.submit(read, item) for item in items}
-    errors = {item: future.exception() for item, future in futures.items() if future.exception()}
-    for error in errors.values():  # Pillow raises many types on a damaged file; this one is ours
-        if isinstance(error, InputError):
-            raise error
-    results = {item: futures[item].result() for item in futures if item not in errors}
-    return results, {item: str(e) or type(e).__name__ for item, e in errors.items()}
+        futures = [(item, pool.submit(read, item)) for item in items]
+        for item, future in progress(futures, what):
+            error = future.exception()
+            if isinstance(error, InputError):  # ours; Pillow raises many types on a damaged file
+                raise error
+            elif error:
+                errors[item] = str(error) or type(error).__name__
+            else:
+                results[item] = future.result()
+    return results, errors
 
 
 # --------------------------------------------------------------------------------------------------
 # The list of files
 
 
+class Member(namedtuple("Member", "tar name offset size")):
+    """An image in a tar archive, which is read in place."""
+
+    def __str__(self):
+        return f"{self.tar}: {self.name}"
+
+
+def open_image(path):
+    if isinstance(path, Member):
+        with open(path.tar, "rb") as file:
+            file.seek(path.offset)
+            return Image.open(io.BytesIO(file.read(path.size)))
+    if not os.path.isfile(path):  # a pipe would block
+        raise OSError("not a regular file")
+    return Image.open(path)
+
+
 def list_images(root):
-    """{folder: names of its image files} of root and all folders below, and a Counter of what else
-    there is. A folder is b"" or b"<name>/.../", the names are an array of bytes, as they need not
-    be text. Each folder is visited once, however many links lead to it."""
-    files, others, folders, visited = {}, Counter(), [b""], set()
-    endings = tuple(map(os.fsencode, EXTENSIONS))
-    while folders:
-        folder, images, inner = folders.pop(), [], []
-        path = os.path.join(os.fsencode(root), folder)
-        status = os.stat(path)
+    """({path: place} of the images below root, tar archives, a Counter of what else there is).
+    Paths are bytes, as they need not be text. An archive is a folder of its name without .tar; a
+    place in it is its number in the list, offset and size. Each folder is visited once, however
+    many links lead to it."""
+    found, tars, others, visited = {}, [], Counter(), set()
+    root = os.fsencode(root)
+
+    def add(path, place=(-1, 0, 0), open_inner=None):
+        path = b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
+        ending = os.fsdecode(os.path.splitext(path)[1]).lower()
+        if b"/." in b"/" + path:
+            others["hidden"] += 1
+        elif ending in EXTENSIONS:
+            others["duplicate names"] += path in found
+            found[path] = place
+        elif ending == ".tar":
+            if not open_inner:  # else it is an archive in an archive
+                tars.append(os.fsdecode(os.path.join(root, path)))
+            with open_inner() if open_inner else open(tars[-1], "rb") as file:
+                add_members(path[:-4] + b"/", file, place[1])
+        else:
+            what = " (unpack it, or decompress it to .tar)" if ending in COMPRESSED else ""
+            others[f"{ending or 'without an ending'}{what}"] += 1
+
+    def add_members(top, file, start):
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
+                tar.members.clear()  # it would keep them all
+                if member.isreg() and not member.issparse():
+                    place = len(tars) - 1, start + member.offset_data, member.size
+                    add(top + os.fsencode(member.name), place, partial(tar.extractfile, member))
+                else:
+                    others["links and the like in archives"] += not member.isdir()
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end")
+
+    def skip(error):
+        if not isinstance(error, PermissionError):
+            raise error
+        others[f"folder that cannot be read, {os.fsdecode(error.filename)}: {error.strerror}"] += 1
+
+    walk = os.walk(root, onerror=skip, followlinks=True)
+    for folder, inner, names in progress(walk, f"{os.fsdecode(root)}: folders listed"):
+        inner[:] = sorted(name for name in inner if not name.startswith(b"."))
+        status = os.stat(folder)
         if (status.st_dev, status.st_ino) in visited:
             others["links to folders seen before"] += 1
+            inner.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        try:
-            entries = list(os.scandir(path))
-        except PermissionError as error:
-            where = f"folder that cannot be read, {os.fsdecode(path)}"
-            others[f"{where}: {error.strerror}"] += 1
-            continue
-        for entry in entries:
-            name = entry.name
-            ending = os.fsdecode(os.path.splitext(name)[1]).lower()
-            if name.startswith(b"."):
-                others["hidden"] += 1
-            elif entry.is_dir():
-                inner.append(b"%b%b/" % (folder, name))
-            elif not name.lower().endswith(endings):
-                others[ending or "without an ending"] += 1
-            elif entry.is_file():
-                images.append(name)
-            else:  # a pipe, which would block
-                others["not a regular file"] += 1
-        folders += sorted(inner, reverse=True)
-        if images:
-            files[folder] = np.array(sorted(images), "S")
-        elif not inner:
-            others["folders without images"] += 1
-    return files, others
+        others["empty folders"] += not inner and not names
+        top = folder[len(root) :].replace(os.fsencode(os.sep), b"/") + b"/"
+        for name in progress(sorted(names), f"{os.fsdecode(folder)}: files listed"):
+            try:
+                add(top + name)
+            except (OSError, tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
+                why = f"no whole tar archive, or a compressed one ({error})"
+                raise InputError(f"{tars[-1]}: {why}") from None
+    return found, tars, others
 
 
 def listed(counts):
@@ -261,11 +318,10 @@ def listed(counts):
 
 class DataSet:
     """In memory (data.ImageSet) or on disk (ImageFiles). `names`, an array of bytes, identify the
-    images; labels (N,) are integers, masks (N, S, S) in memory or a list of paths; `size` is the
+    images; labels (N,) are integers, masks (N, S, S) in memory or an array of paths; `size` is the
     side of the images or the default one of their crops; `unreadable`, {path: reason}, are files
-    left out, and `formats` counts modes and sizes of the others. fetch(parts, view, seed, device)
-    yields images uint8 (B, h, w, 3), targets or None, and indices for each index tensor of `parts`.
-    """
+    left out, `formats` counts modes and sizes of the others. fetch(parts, view, seed, device)
+    yields images uint8 (B, h, w, 3), targets or None, and indices for each tensor of `parts`."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the channels; ImageNet's
     padded_crops, jitter = False, 0.0  # whether tasks pad and crop; strength of their colour jitter
@@ -291,12 +347,10 @@ class DataSet:
         """The images of an index tensor, in its order."""
         part = copy.copy(self)
         part.unreadable, part.formats = {}, Counter()
-        for key in ("names", "labels", "masks", "images"):
+        for key in ("names", "places", "labels", "masks", "images"):
             values = getattr(self, key, None)
-            if isinstance(values, list):
-                setattr(part, key, [values[i] for i in index.tolist()])
-            elif values is not None:
-                setattr(part, key, values[index.numpy() if key == "names" else index])
+            if values is not None:
+                setattr(part, key, values[index.numpy()])
         return part
 
 
@@ -305,6 +359,7 @@ class ImageFiles(DataSet):
     by `crop`. `unreadable` grows as files are found to be so."""
 
     size, whole_masks = 224, True
+    tars, places = (), None  # see `list_images`
 
     def __init__(self, root, names, crop, labels=None, classes=()):
         super().__init__(names, labels, classes)
@@ -316,10 +371,13 @@ class ImageFiles(DataSet):
     def files(self, index, view):
         """[(i, its path, its mask's path if the view has masks)] of an index tensor"""
         masks = self.masks if view.targets == "masks" else None
-        return [(i, self.path(i), masks and masks[i]) for i in index.tolist()]
+        return [(i, self.path(i), None if masks is None else masks[i]) for i in index.tolist()]
 
     def path(self, i):
-        return os.path.join(self.root, os.fsdecode(self.names[i]))
+        """A path or, of what is in a tar archive, a Member."""
+        name = os.fsdecode(self.names[i])
+        tar, *place = self.places[i].tolist() if self.tars else [-1]
+        return Member(self.tars[tar], name, *place) if tar >= 0 else os.path.join(self.root, name)
 
     def fetch(self, parts, view, seed, device):
         loader = DataLoader(
@@ -344,7 +402,7 @@ class ImageFiles(DataSet):
             if failed > max(10, MAX_UNREADABLE * seen):
                 bad = f"{failed} of {seen} images below {self.root} are unreadable"
                 raise InputError(f"{bad}, first {next(iter(self.unreadable))}")
-            labels = self.labels[index].long() if view.targets == "labels" else None
+            labels = self.labels[index] if view.targets == "labels" else None
             yield images, masks[0] if masks else labels, index
 
     def examine(self, index):
@@ -355,7 +413,7 @@ class ImageFiles(DataSet):
             _, mask, found = decoder.decode(file)
             return found, mask is not None and (mask != 255).mean()
 
-        looks, errors = try_all(look, self.files(index, view))
+        looks, errors = try_all(look, self.files(index, view), "images looked at")
         self.formats.update(found for found, _ in looks.values())
         self.labelled = sum(share for _, share in looks.values()) / max(1, len(looks))
         self.unreadable |= {path: reason for (_, path, _), reason in errors.items()}
@@ -449,64 +507,61 @@ atexit.register(kill_workers)  # after multiprocessing's own, so that it comes f
 
 
 def read_trees(root):
-    """The training part of a tree of images, with the folders in it as classes; the evaluation part
-    or None; and what else there is. Without a folder for it all but evaluation is trained on."""
-    files, left_out = list_images(root)
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    """The training part of a tree of images, with the folders in it as classes, and the evaluation
+    part or None. Without a folder for it all but evaluation is trained on."""
+    files, tars, left_out = list_images(root)
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() or path.suffix == ".tar"]
+    tops = {name.lower(): name for name in (path.name.removesuffix(".tar") for path in folders)}
 
-    def named(names):  # the first one counts
-        return [path for name in names for path in folders if path.name.lower() == name]
+    def below(top):
+        top = os.fsencode(os.path.join(top, ""))
+        return {path[len(top) :]: files.pop(path) for path in [*files] if path.startswith(top)}
 
-    train_root, test_roots = (*named(TRAINING), root)[0], named(EVALUATION)
-    parts = {path: {} for path in (*test_roots, train_root)}
-    for folder, names in files.items():
-        for path, part in parts.items():
-            top = b"" if path == root else os.fsencode(path.name) + b"/"
-            if folder.startswith(top):
-                part[folder[len(top) :]] = names
-                break
-    for path in [train_root, *test_roots[:1]]:
-        if not parts[path]:
-            raise InputError(f"{path}: no images ({', '.join(EXTENSIONS)}), but {listed(left_out)}")
-    train, test = read_tree(train_root, parts[train_root]), None
-    if test_roots:
-        test = read_tree(test_roots[0], parts[test_roots[0]], train)
+    roots = [tops[name] for name in EVALUATION if name in tops]  # the first one counts
+    roots.append(([tops[name] for name in TRAINING if name in tops] + [""])[0])
+    parts = [below(top) for top in roots]
+    left_out["outside the folders that are used"] = len(files) + sum(map(len, parts[1:-1]))
+    train, test = read_tree(root / roots[-1], parts[-1], tars, left_out), None
+    if len(parts) > 1:
+        test = read_tree(root / roots[0], parts[0], tars, left_out, train)
         if test.labels is None:  # what is trained is evaluated
             train.labels, train.why_no_labels = None, test.why_no_labels
-    total = sum(len(names) for names in files.values())
-    left_out["outside the folders that are used"] = total - len(train) - len(test or [])
-    return train, test, left_out
+    train.notes.insert(0, f"left out: {listed(left_out)}")
+    return train, test
 
 
-def read_tree(root, files, training=None):
+def read_tree(root, files, tars, left_out, training=None):
     """The images of `list_images` below root, with its folders as classes. `training`: the training
     part, for an evaluation part."""
-    tops = [os.fsdecode(folder).partition("/")[0] for folder in files]
+    if not files:
+        raise InputError(f"{root}: no images ({', '.join(EXTENSIONS)}), but {listed(left_out)}")
+    names = sorted(files)
+    tops = [os.fsdecode(name[: max(0, name.find(b"/"))]) for name in names]
     classes = training.classes if training else sorted({*tops})
     numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers.get(top, -1) for top in tops]
-    labels = np.repeat(np.array(labels, np.int32), [len(names) for names in files.values()])
-    names = np.concatenate([np.char.add(folder, names) for folder, names in files.items()])
-    dataset = ImageFiles(root, names, photo_crop, torch.from_numpy(labels), classes)
-    dataset.jitter = 0.1
+    labels = torch.tensor([numbers.get(top, -1) for top in tops])
+    dataset = ImageFiles(root, np.array(names, "S"), photo_crop, labels, classes)
+    dataset.jitter, dataset.tars = 0.1, tars
+    if tars:
+        dataset.places = np.array([files[name] for name in names])
     if training:
         dataset.whites = training.whites
     else:
-        dataset.sides, dataset.whites, dataset.notes = survey(root, names)
-    if why := why_unlabelled(root, files, {*tops}, classes):
+        dataset.sides, dataset.whites, dataset.notes = survey(dataset)
+    if why := why_unlabelled(root, names, tops, classes):
         dataset.labels, dataset.why_no_labels = None, why
     return dataset
 
 
-def why_unlabelled(root, files, found, classes):
+def why_unlabelled(root, names, tops, classes):
     """Why the images cannot be labelled by the folders in root, or None."""
-    if "" in found:
-        return f"{root / os.fsdecode(files[b''][0])} is not in the folder of a class"
-    if new := sorted(found - set(classes)):
+    if "" in tops:
+        return f"{root / os.fsdecode(names[tops.index('')])} is not in the folder of a class"
+    if new := sorted({*tops} - {*classes}):
         return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
     if len(classes) == 1:  # often a level is too many
-        inner = sorted({os.fsdecode(folder).split("/")[1] for folder in files} - {""})
-        more = f", with the folders {', '.join(inner[:5])}" if inner else ""
+        inner = sorted({name.split(b"/")[1] for name in names if name.count(b"/") > 1})[:5]
+        more = f", with the folders {os.fsdecode(b', '.join(inner))}" if inner else ""
         return f"{root} has only one class, {classes[0]}{more}"
 
 
@@ -525,7 +580,7 @@ def read_cityscapes(root, *_):
         mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
         names = np.array([os.fsencode(scene + PHOTO) for scene in photos], "S")
         dataset = ImageFiles(images, names, scene_crop)
-        dataset.masks = [mask_of.get(scene) for scene in photos]
+        dataset.masks = np.array([mask_of.get(scene, "") for scene in photos])
         dataset.mask_classes, dataset.jitter = list(CITYSCAPES.values()), 0.1
         dataset.why_no_labels = "cityscapes has masks alone"
         sets.append(dataset)

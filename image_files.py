@@ -282,8 +282,6 @@ def list_images(root):
                 raise tarfile.ReadError("it has no end")
 
     def skip(error):
-        if not isinstance(error, PermissionError):
-            raise error
         others[f"folder that cannot be read, {os.fsdecode(error.filename)}: {error.strerror}"] += 1
 
     walk = os.walk(root, onerror=skip, followlinks=True)
@@ -348,8 +346,7 @@ class DataSet:
         part = copy.copy(self)
         part.unreadable, part.formats = {}, Counter()
         for key in ("names", "places", "labels", "masks", "images"):
-            values = getattr(self, key, None)
-            if values is not None:
+            if (values := getattr(self, key, None)) is not None:
                 setattr(part, key, values[index.numpy()])
         return part
 
@@ -506,9 +503,9 @@ def kill_workers():
 atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
 
 
-def read_trees(root):
+def read_trees(root, both=False):
     """The training part of a tree of images, with the folders in it as classes, and the evaluation
-    part or None. Without a folder for it all but evaluation is trained on."""
+    part or None. Without a folder for it all but evaluation is trained on, unless `both`."""
     files, tars, left_out = list_images(root)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() or path.suffix == ".tar"]
     tops = {name.lower(): name for name in (path.name.removesuffix(".tar") for path in folders)}
@@ -519,6 +516,8 @@ def read_trees(root):
 
     roots = [tops[name] for name in EVALUATION if name in tops]  # the first one counts
     roots.append(([tops[name] for name in TRAINING if name in tops] + [""])[0])
+    if both and (len(roots) < 2 or not roots[-1]):
+        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
     parts = [below(top) for top in roots]
     left_out["outside the folders that are used"] = len(files) + sum(map(len, parts[1:-1]))
     train, test = read_tree(root / roots[-1], parts[-1], tars, left_out), None
@@ -548,21 +547,18 @@ def read_tree(root, files, tars, left_out, training=None):
         dataset.whites = training.whites
     else:
         dataset.sides, dataset.whites, dataset.notes = survey(dataset)
-    if why := why_unlabelled(root, names, tops, classes):
-        dataset.labels, dataset.why_no_labels = None, why
-    return dataset
-
-
-def why_unlabelled(root, names, tops, classes):
-    """Why the images cannot be labelled by the folders in root, or None."""
+    why = None  # it cannot be labelled
     if "" in tops:
-        return f"{root / os.fsdecode(names[tops.index('')])} is not in the folder of a class"
-    if new := sorted({*tops} - {*classes}):
-        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
-    if len(classes) == 1:  # often a level is too many
+        why = f"{root / os.fsdecode(names[tops.index('')])} is not in the folder of a class"
+    elif new := sorted({*tops} - {*classes}):
+        why = f"{root}: classes the training part does not have: {', '.join(new[:5])}"
+    elif len(classes) == 1:  # often a level is too many
         inner = sorted({name.split(b"/")[1] for name in names if name.count(b"/") > 1})[:5]
         more = f", with the folders {os.fsdecode(b', '.join(inner))}" if inner else ""
-        return f"{root} has only one class, {classes[0]}{more}"
+        why = f"{root} has only one class, {classes[0]}{more}"
+    if why:
+        dataset.labels, dataset.why_no_labels = None, why
+    return dataset
 
 
 def scenes(root, ending):

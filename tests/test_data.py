@@ -130,7 +130,7 @@ def test_a_folder_that_does_not_fit_in_memory(tmp_path, monkeypatch, folders):
     in_memory = data.load("folder", root, limit=15)
     monkeypatch.setattr(data, "MAX_BYTES", 3 * 32 * 32 * 16)
     on_disk = data.load("folder", root, limit=15)
-    line = "more than 0 GiB of pixels: read from disk for each batch, in random crops"
+    line = "more than 0 GiB of pixels: read from disk, in random crops"
     assert line in on_disk[0].notes and line not in in_memory[0].notes
     assert data.split_hash(*on_disk) == data.split_hash(*in_memory)
     for here, there in zip(in_memory, on_disk):

@@ -210,7 +210,6 @@ def read_folder(root, size, limit):
 
 def fitting_size(sides, images):
     """The one of SIZES for so many photos with these shorter sides, and a note on it."""
-    sides = sides or [0]
     median = sides[len(sides) // 2]
     fitting = [s for s in SIZES if s <= median and 3 * s * s * images <= MAX_BYTES / 4]
     size = max(fitting, default=SIZES[0])

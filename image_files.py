@@ -161,7 +161,7 @@ def survey(files):
             whites[kind] = next((white for white in choices if white >= max(values)), max(values))
     why = f"the largest value in {len(looks)} images"
     notes = [f"mode {kind}: {white:g} is white, by {why}" for kind, white in whites.items()]
-    return sorted(side for side, _, _ in looks), whites, notes
+    return sorted(side for side, _, _ in looks) or [0], whites, notes
 
 
 # fmt: off
@@ -249,22 +249,21 @@ def list_images(root):
     place in it is its number in the list, offset and size. Each folder is visited once, however
     many links lead to it."""
     found, tars, others, visited = {}, [], Counter(), set()
-    root = os.fsencode(root)
+    root, endings = os.fsencode(root), tuple(map(os.fsencode, EXTENSIONS))
 
-    def add(path, place=(-1, 0, 0), open_inner=None):
-        path = b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
-        ending = os.fsdecode(os.path.splitext(path)[1]).lower()
-        if b"/." in b"/" + path:
+    def add(path, place=(-1, 0, 0), open_inner=None):  # the path starts with a slash
+        if b"/." in path:
             others["hidden"] += 1
-        elif ending in EXTENSIONS:
-            others["duplicate names"] += path in found
-            found[path] = place
-        elif ending == ".tar":
+        elif path.lower().endswith(endings):
+            others["duplicate names"] += path[1:] in found
+            found[path[1:]] = place
+        elif path.endswith(b".tar"):
             if not open_inner:  # else it is an archive in an archive
-                tars.append(os.fsdecode(os.path.join(root, path)))
+                tars.append(os.fsdecode(root + path))
             with open_inner() if open_inner else open(tars[-1], "rb") as file:
                 add_members(path[:-4] + b"/", file, place[1])
         else:
+            ending = os.fsdecode(os.path.splitext(path)[1]).lower()
             what = " (unpack it, or decompress it to .tar)" if ending in COMPRESSED else ""
             others[f"{ending or 'without an ending'}{what}"] += 1
 
@@ -273,8 +272,10 @@ def list_images(root):
             for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
                 tar.members.clear()  # it would keep them all
                 if member.isreg() and not member.issparse():
+                    parts = os.fsencode(member.name).split(b"/")
+                    path = top + b"/".join(part for part in parts if part not in (b"", b"."))
                     place = len(tars) - 1, start + member.offset_data, member.size
-                    add(top + os.fsencode(member.name), place, partial(tar.extractfile, member))
+                    add(path, place, partial(tar.extractfile, member))
                 else:
                     others["links and the like in archives"] += not member.isdir()
             file.seek(tar.offset)
@@ -299,8 +300,7 @@ def list_images(root):
             try:
                 add(top + name)
             except (OSError, tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
-                why = f"no whole tar archive, or a compressed one ({error})"
-                raise InputError(f"{tars[-1]}: {why}") from None
+                raise InputError(f"{tars[-1]}: not a whole .tar, or compressed ({error})") from None
     return found, tars, others
 
 
@@ -539,7 +539,7 @@ def read_tree(root, files, tars, left_out, training=None):
     classes = training.classes if training else sorted({*tops})
     numbers = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([numbers.get(top, -1) for top in tops])
-    dataset = ImageFiles(root, np.array(names, "S"), photo_crop, labels, classes)
+    dataset = ImageFiles(root, np.array(names), photo_crop, labels, classes)
     dataset.jitter, dataset.tars = 0.1, tars
     if tars:
         dataset.places = np.array([files[name] for name in names])
@@ -574,8 +574,7 @@ def read_cityscapes(root, *_):
         if not (photos := scenes(images, PHOTO)):
             raise InputError(f"{images}: no <city>/*{PHOTO}")
         mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
-        names = np.array([os.fsencode(scene + PHOTO) for scene in photos], "S")
-        dataset = ImageFiles(images, names, scene_crop)
+        dataset = ImageFiles(images, np.array([os.fsencode(f + PHOTO) for f in photos]), scene_crop)
         dataset.masks = np.array([mask_of.get(scene, "") for scene in photos])
         dataset.mask_classes, dataset.jitter = list(CITYSCAPES.values()), 0.1
         dataset.why_no_labels = "cityscapes has masks alone"

@@ -845,7 +845,7 @@ def test_tar_archives_that_are_not_whole(tmp_path):
     broken.append(whole[: starts[2]] + b"x" * 512 + whole[starts[2] + 512 :])
     for content in broken:
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"^{path}: no whole tar archive, or a compressed one"):
+        with pytest.raises(InputError, match=f"^{path}: not a whole .tar, or compressed"):
             data.load("imagenet22k", tmp_path)
     path.write_bytes(whole)
     train_set, _ = data.load("imagenet22k", tmp_path)

@@ -15,12 +15,14 @@ import argparse
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -355,6 +357,73 @@ def index(args):
         yield row("memory of a process that has it", "", ours[1], baseline[1], unit="MiB")
 
 
+def read_batches(train_set, batches):
+    """(ms an image, MiB of its own that a worker has) of two workers"""
+    train_set.workers = 2
+    view = image_files.View(None, "area", 32)
+    steps = data.batches(train_set, view, 100, "cpu", seed=0)
+    next(steps)  # they have started
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(steps)
+    ms = 1e3 * (time.perf_counter() - start) / (100 * batches)
+    (worker, *_) = multiprocessing.active_children()
+    rollup = Path(f"/proc/{worker.pid}/smaps_rollup")
+    text = rollup.read_text() if rollup.exists() else ""
+    return ms, sum(map(int, re.findall(r"Private_Dirty:\s*(\d+)", text))) / 1024
+
+
+def losses_of_a_search(path):
+    options = f"--dataset imagenet22k --data {path} --task rot --size 32 --stem cifar --width 4"
+    options += " --layers 2 --limit 400 --batch_size 20 --epochs 1 --workers 1 --print_every 1"
+    with tempfile.TemporaryDirectory() as out:
+        launch("search.py", options, out, 1, 1)
+        head, *lines = map(json.loads, Path(out, "log.jsonl").read_text().splitlines())
+    return head["split"], [line["loss"] for line in lines if "step" in line]
+
+
+def archives(args):
+    """The same small images as files in nested folders, in tar archives and in memory."""
+    total, classes, batches = (400, 4, 3) if args.quick else (200_000, 20, 300)
+    with tempfile.TemporaryDirectory() as root:
+        for c in range(classes):
+            for k in range(total // classes):
+                path = Path(f"{root}/folders/{c:02}/{k // 1000}/{k:05}.jpg")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if k < 25:
+                    Image.fromarray(photo(64, 64, 25 * c + k)).save(path, quality=90)
+                else:
+                    shutil.copyfile(path.parent.parent / f"0/{k % 25:05}.jpg", path)
+        shutil.copytree(f"{root}/folders", f"{root}/tars")
+        for folder in Path(root, "tars").iterdir():
+            with tarfile.open(f"{folder}.tar", "w") as tar:
+                tar.add(folder, "")
+            shutil.rmtree(folder)
+        found = []
+        for kind in ("tars", "folders") * 2:  # the first time is to warm up
+            start = time.perf_counter()
+            train_set, _ = data.load("imagenet22k", f"{root}/{kind}")
+            ms = 1e3 * (time.perf_counter() - start)
+            found.append((ms, *read_batches(train_set, batches)))
+        ours, baseline = found[2:]
+        what = f"{total:,} images of 64 px in {classes} tar archives; in nested folders"
+        yield row(f"{what}: to list them", "", ours[0], baseline[0])
+        yield row("an image of them cropped to 32 px, two workers", "", ours[1], baseline[1])
+        if PROCESS_STATUS.exists():
+            yield row("memory of its own of a worker", "", ours[2], baseline[2], unit="MiB")
+        ms = []
+        for kind in ("tars", "folders"):
+            start = time.perf_counter()
+            data.load("folder", f"{root}/{kind}", size=32)
+            ms.append(1e3 * (time.perf_counter() - start) / total)
+        yield row("an image of them read into memory", "", *ms)
+        if not args.quick:
+            tars, folders = (losses_of_a_search(f"{root}/{kind}") for kind in ("tars", "folders"))
+            assert tars == folders, (tars, folders)
+            what = f"a search of {len(tars[1])} steps has the same losses, their mean"
+            yield row(what, "", np.mean(tars[1]), np.mean(folders[1]), unit="")
+
+
 def launch(script, options, out, processes, threads):
     torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={processes}".split()
     command = [sys.executable, *(torchrun if processes > 1 else []), script]
@@ -404,7 +473,8 @@ def processes(args):
 # The command line
 
 PARTS = {
-    part.__name__: part for part in (supernet, tasks, photos, training, index, processes, growth)
+    part.__name__: part
+    for part in (supernet, tasks, photos, training, index, archives, processes, growth)
 }
 
 

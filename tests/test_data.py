@@ -748,18 +748,22 @@ def test_tar_archives_are_folders(imagenet, tmp_path, monkeypatch, how):
 
 
 @pytest.mark.slow
-def test_a_search_on_tar_archives_is_the_same(imagenet, tmp_path):
+def test_a_search_from_disk_is_the_same(imagenet, tmp_path, monkeypatch):
+    """Whatever the number of workers, and from folders as from tar archives."""
+    monkeypatch.setattr(data, "MAX_BYTES", 0)
     found = []
-    for workers in (0, 1):
-        argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot"]
-        argv += ["--size", 40, "--batch_size", 4, "--workers", workers, "--print_every", 1]
-        run(search, *argv, "--alpha_start", 0, "--out", tmp_path / f"s{workers}")
-        lines = (tmp_path / f"s{workers}" / "log.jsonl").read_text().splitlines()[1:]
-        keys = "split", "loss", "alpha_loss", "alphas"
-        found.append([{k: v for k, v in json.loads(line).items() if k in keys} for line in lines])
-        if not workers:
+    for workers in (0, 3, 1):
+        argv = ["--dataset", "folder", "--data", imagenet, "--task", "rot", "--size", 16]
+        argv += ["--batch_size", 4, "--workers", workers, "--print_every", 1, "--alpha_start", 0]
+        run(search, *argv, "--out", tmp_path / f"s{workers}")
+        text = (tmp_path / f"s{workers}" / "log.jsonl").read_text()
+        head, *lines = map(json.loads, text.splitlines())
+        keys = "loss", "w_loss", "alpha_loss", "genotype"
+        found.append([head["split"], *({key: line.get(key) for key in keys} for line in lines)])
+        if workers == 3:
             PACKINGS["classes"](imagenet / "train")
-    assert found[0] == found[1] and sum("loss" in line for line in found[0]) >= 3
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) >= 5 and found[0][-1]["genotype"] and found[0][-1]["alpha_loss"]
 
 
 def add(tar, name, content=b"", **fields):

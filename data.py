@@ -202,6 +202,7 @@ def read_folder(root, size, limit):
         notes.append(f"left out: {len(train.unreadable) + len(test.unreadable)} unreadable")
     else:
         notes.append(f"more than {MAX_BYTES >> 30} GiB of pixels: read from disk, in random crops")
+    notes.append(f"{root}: {len(train)} images to train, {len(test)} to evaluate")
     train.notes, test.notes = notes, []
     if one_folder:  # of which some files are unreadable
         train.unreadable, test.unreadable = train.unreadable | test.unreadable, {}

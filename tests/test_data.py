@@ -150,6 +150,7 @@ def test_what_a_folder_leaves_out_is_counted(tmp_path):
     train, test = data.load("folder", root, limit=6)
     assert train.notes[0] == "left out: 17 outside the folders that are used, 1 without an ending"
     assert "left out: 0 unreadable" in train.notes and test.notes == []
+    assert f"{root}: 6 images to train, 6 to evaluate" in train.notes
     for name in ("train", "old"):  # all else beside val/ and test/ is trained on
         (root / name).rename(root / f"{name}_photos")
     assert len(data.load("folder", root)[0]) == 17

@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import sys
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,17 +22,26 @@ class TrainingError(InputError):
 def run(main, parse_args, argv=None):
     """Calls `main(parse_args(argv))` as a script does. User errors, and files that cannot be read
     or written, end it with one line and exit code 2; a bug keeps its traceback."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     args = None
     try:
-        args = parse_args(argv)
-        main(args)
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+        try:
+            args = parse_args(argv)
+            main(args)
+        finally:
+            with named("stdout"):
+                sys.stdout.flush()
     except (InputError, OSError) as error:
         message = str(error)
         if not isinstance(error, InputError):
             if error.filename is None:  # of a socket, say
                 raise
             message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        if message.startswith("stdout: "):  # what is left for it would fail again at the very end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # as of `| head`
+            sys.exit(1)
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"{sys.argv[0]}: error{rank}: {message}", file=sys.stderr)
         sys.exit(2)
@@ -106,26 +116,50 @@ def table_row(table, *keys) -> dict:
 # Files
 
 
+@contextmanager
+def named(path):
+    """Gives an OSError the name of what was written; that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def remove_partial(folder):
+    """Removes what killed processes left of `replace_file`."""
+    for path in folder.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def replace_file(path, write, keep=None):
     """Calls write(file) on a temporary file in the same folder and renames it to `path`, so that
     whoever reads `path` finds the old content or the new. `keep`: a path for the old file."""
     partial = Path(f"{path}.{secrets.token_hex(4)}.tmp")  # several processes may write one file
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with named(path):
+        try:
+            with open(partial, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                os.replace(path, keep)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path, text):
+    replace_file(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path, value):
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_figure(figure, path, **how):
+    ending = Path(path).suffix.removeprefix(".")
+    replace_file(path, lambda file: figure.savefig(file, format=ending, dpi=150, **how))
 
 
 def read_json(path):

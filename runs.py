@@ -16,6 +16,7 @@ after each epoch, every --save_every steps, and on SIGTERM. A run that was kille
 on from it with --resume, to the result of an undisturbed run.
 """
 
+import io
 import json
 import math
 import os
@@ -125,6 +126,8 @@ class Run:
                 taken = True
         if any(utils.gather(taken)):
             raise InputError(f"{self.out}: another process is at work there; choose another --out")
+        if not utils.rank():
+            cli.remove_partial(self.out)
 
     # ---------------------------------------------------------------------------- the loop
 
@@ -229,7 +232,9 @@ class Run:
         }
         if not utils.rank():
             path, previous = (self.out / name for name in CHECKPOINTS)
-            cli.replace_file(path, lambda file: torch.save(state, file), keep=previous)
+            content = io.BytesIO()  # torch.save into a file hides a full disk and Ctrl-C
+            torch.save(state, content)
+            cli.replace_file(path, lambda file: file.write(content.getbuffer()), keep=previous)
 
     def load(self):
         path, state = load_checkpoint(self.out, self.print)
@@ -269,8 +274,9 @@ class Run:
 
     def stop(self):
         if not utils.rank():
-            how = f"the same command with --resume goes on from {self.out / CHECKPOINTS[0]}"
-            print(f"stopped by SIGTERM; {how}", file=sys.stderr)
+            how = "the same command" + " with --resume" * (not self.args.resume)
+            where = self.out / CHECKPOINTS[0]
+            print(f"stopped by SIGTERM; {how} goes on from {where}", file=sys.stderr)
         # The first rank to end makes torchrun end the others, so rank 0 has to be done by then.
         self.finish()
         sys.exit(STOPPED)
@@ -370,24 +376,34 @@ class Log:
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             lines = [line for line in lines if line.endswith("\n")]  # a kill may tear one
             lines = [line for line in lines if is_before(json.loads(line), epochs_done, steps_done)]
-        cli.replace_file(self.path, lambda file: file.write("".join(lines).encode()))
+        cli.write_text(self.path, "".join(lines))
+        self.events = None
         try:
             from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
-        except ImportError:
-            self.events = None
-        else:
+
             self.events = SummaryWriter(out, purge_step=epochs_done + 1)
+        except ImportError:
+            pass
+        except Exception as error:  # of whatever is wrong with an installation
+            self.do_without_events(error)
+
+    def do_without_events(self, error):
+        print(f"note: TensorBoard fails, going on without it ({type(error).__name__}: {error})")
+        self.events = None
 
     def write(self, values):
-        with open(self.path, "a", encoding="utf-8") as file:
+        with cli.named(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
         if not self.events or "step" in values:
             return
-        for name, value in values.items():
-            for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
-                if isinstance(number, (int, float)):
-                    self.events.add_scalar(f"{name}{k}", number, values["epoch"])
-        self.events.flush()
+        try:
+            for name, value in values.items():
+                for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
+                    if isinstance(number, (int, float)):
+                        self.events.add_scalar(f"{name}{k}", number, values["epoch"])
+            self.events.flush()
+        except Exception as error:
+            self.do_without_events(error)
 
 
 def is_before(line, epochs_done, steps_done):

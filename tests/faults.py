@@ -9,6 +9,7 @@ injection. Commands run in children forked from this process, which has imported
 some as commands of their own.
 """
 
+# ruff: noqa: E402  torch reads the environment when it is imported
 import argparse
 import atexit
 import builtins
@@ -38,7 +39,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import matplotlib.backends.backend_agg  # noqa: F401  what children would import, each anew
 import numpy as np
+import torch._dynamo  # noqa: F401
+import torch.utils.flop_counter  # noqa: F401
 from PIL import Image
 
 import cli
@@ -247,6 +251,8 @@ def fork(argv, place, fault=None, watched=None, before=lambda: None, stdout=None
         if fault is None:
             with os.fdopen(os.open(f"{said}/counts", os.O_CREAT | os.O_WRONLY), "w") as file:
                 json.dump(counts, file)
+    except BaseException:  # in here, not in the command
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
 
@@ -433,15 +439,15 @@ def resumed(name, place, wanted, before):
 def kills(count, rng, folder):
     """SIGKILL, SIGTERM, SIGINT at any moment and inside of what writes a file."""
     photos(folder / "photos")
-    for k, rng in turns(count, rng):
-        signum = rng.choice([signal.SIGKILL] * 2 + [signal.SIGTERM, signal.SIGINT])
+    for k, own in turns(count, rng):
+        signum = own.choice([signal.SIGKILL] * 2 + [signal.SIGTERM, signal.SIGINT])
         if k % 50 == 49:
-            yield kill_study(rng, folder, signum)
+            yield kill_study(own, folder, signum)
         elif k % 25 == 24:
-            yield kill_torchrun(rng, folder, signum)
+            yield kill_torchrun(own, folder, signum)
         else:
-            name = rng.choice(["search", "train", "train", "sample", "images"])
-            yield kill_one(rng, folder, name, signum, as_command=k % 10 == 9)
+            name = own.choice(["search", "train", "train", "sample", "images"])
+            yield kill_one(own, folder, name, signum, as_command=k % 10 == 9)
 
 
 def kill_one(rng, folder, name, signum, as_command):
@@ -591,9 +597,9 @@ def disk(count, rng, folder):
     photos(folder / "photos")
     calls = [fail_calls] * 8 + [limit_size] * 2 + [small_disk, vanishing]
     others = [not_a_folder, full_stdout, closed_pipe, bad_picture, broken_cache, cache_elsewhere]
-    for k, rng in turns(count, rng):
+    for k, own in turns(count, rng):
         kind = (calls + others * 2)[k * 7 % 24]
-        yield kind(rng, folder)
+        yield kind(own, folder)
 
 
 def fail_calls(rng, folder):
@@ -623,7 +629,7 @@ def limit_size(rng, folder):
     size = int(10 ** rng.uniform(0, 6))
 
     def before():
-        os.setrlimit if False else resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     outcome, _ = run(tiny(name, place), place, before=before, stdout=os.devnull)
     title = f"{name}: no file above {size} bytes"
@@ -1056,7 +1062,7 @@ def inject(name, count, seed, folder, only=None):
     folder = Path(folder) / name
     folder.mkdir()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    os.environ["MPLBACKEND"] = "agg"
+    visualize.draw_cell(genotypes.load_arch("darts_v2"), folder / "warm.png")  # finds the fonts
     found = []
     for k, (title, verdict, detail) in enumerate(
         kind_of(name)(count, random.Random(f"{seed} {name}"), folder)
@@ -1081,25 +1087,25 @@ def parse_args(argv=None):
 
 def main(args):
     rows, failures = [], []
-    context = multiprocessing.get_context("fork")
-    with (
-        tempfile.TemporaryDirectory(prefix="faults") as folder,
-        ProcessPoolExecutor(args.jobs, context) as pool,
-    ):
-        counts = {name: args.count or COUNTS[name] for name in args.kinds}
-        waiting = {
-            name: pool.submit(inject, name, counts[name], args.seed, folder, args.only)
-            for name in args.kinds
-        }
-        for name, future in waiting.items():
-            found, seconds = future.result()
-            tally = Counter(verdict for _, verdict, _ in found)
-            rows.append([name, len(found), *(tally[v] for v in VERDICTS), round(seconds)])
-            repeat = f"python tests/faults.py --kinds {name} --seed {args.seed}"
-            for k, (title, verdict, detail) in enumerate(found):
-                if verdict != "survived":
-                    how = f"{repeat} --count {counts[name]}"
-                    failures.append(f"- `{how}`, number {k}: {title}: {verdict}: {detail}")
+    counts = {name: args.count or COUNTS[name] for name in args.kinds}
+    folder = tempfile.mkdtemp(prefix="faults")  # no object that children would remove at their end
+    try:
+        with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
+            waiting = {
+                name: pool.submit(inject, name, counts[name], args.seed, folder, args.only)
+                for name in args.kinds
+            }
+            done = {name: future.result() for name, future in waiting.items()}
+    finally:
+        shutil.rmtree(folder)
+    for name, (found, seconds) in done.items():
+        tally = Counter(verdict for _, verdict, _ in found)
+        rows.append([name, len(found), *(tally[v] for v in VERDICTS), round(seconds)])
+        repeat = f"python tests/faults.py --kinds {name} --seed {args.seed}"
+        for k, (title, verdict, detail) in enumerate(found):
+            if verdict != "survived":
+                how = f"{repeat} --count {counts[name]}"
+                failures.append(f"- `{how}`, number {k}: {title}: {verdict}: {detail}")
     head = ["kind", "injections", *VERDICTS.values(), "seconds"]
     text = "\n".join([*cli.markdown_table(head, rows), *failures])
     print(text)

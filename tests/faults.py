@@ -220,6 +220,7 @@ def fork(argv, place, fault=None, watched=None, before=lambda: None, stdout=None
         for fd, name in (1, "out"), (2, "err"):
             target = os.open(f"{said}/{name}", os.O_CREAT | os.O_WRONLY)
             os.dup2(target, fd)
+        counted = os.open(f"{said}/counts", os.O_CREAT | os.O_WRONLY)
         if stdout:
             os.dup2(os.open(stdout, os.O_WRONLY), 1)
         sys.stdout = open(1, "w", closefd=False)
@@ -248,9 +249,7 @@ def fork(argv, place, fault=None, watched=None, before=lambda: None, stdout=None
             sys.stdout.flush()
         except OSError as error:  # as the interpreter says it
             print(f"Traceback (most recent call last) at exit: {error}", file=sys.stderr)
-        if fault is None:
-            with os.fdopen(os.open(f"{said}/counts", os.O_CREAT | os.O_WRONLY), "w") as file:
-                json.dump(counts, file)
+        os.write(counted, json.dumps(counts).encode())
     except BaseException:  # in here, not in the command
         os.write(2, traceback.format_exc().encode())
     finally:
@@ -305,7 +304,7 @@ def run(argv, place, kill=None, **how):
     left = not ended(pid)
     texts = [Path(said, name).read_text(errors="backslashreplace") for name in ("out", "err")]
     counts = Path(said, "counts")
-    counts = json.loads(counts.read_text()) if counts.exists() else {}
+    counts = json.loads(counts.read_text() or "{}")
     shutil.rmtree(said)
     return Outcome(code, *texts, left), counts
 
@@ -626,7 +625,7 @@ def after_refusal(name, place, wanted, outcome, *names):
 def limit_size(rng, folder):
     name = rng.choice(["search", "train", "sample"])
     whole, place = undisturbed(name, folder), new(folder)
-    size = int(10 ** rng.uniform(0, 6))
+    size = int(10 ** rng.uniform(3.6, 5.5))
 
     def before():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -999,33 +998,36 @@ def image_round(rng, place, dataset, n, in_val):
                 shutil.copy(next((root / "gtFine/val/ulm").glob("ulm_*")), target)
     doctor, _ = run(["data.py", "--dataset", dataset, "--data", str(root)], place)
     argv = f"search.py --task {'seg' if mask else 'rot'} --size 32 --width 4 --layers 1 --epochs 1"
-    argv += f" --batch_size 4 --device cpu --workers {rng.choice([0, 1])} --dataset {dataset}"
+    argv += f" --alpha_start 0 --batch_size 4 --device cpu --workers {rng.choice([0, 1])} --dataset {dataset}"
     trained, _ = run([*argv.split(), "--data", str(root), "--out", str(place / "out")], place)
     for path, (what, quality) in made.items():
-        verdict, detail = judge_image(path, what, quality, doctor, trained, in_val, mask)
+        verdict, detail = judge_image(path, made, doctor, trained, in_val)
         yield f"{'evaluation' if in_val else 'training'}: {what}", verdict, detail
     shutil.rmtree(place)
 
 
-def judge_image(path, what, quality, doctor, trained, in_val, mask):
+def names_of(path):
+    """How outputs, which are read with backslashreplace, show a file; of a mask its scene."""
+    shown = path.name.removesuffix("_gtFine_labelIds.png")
+    escaped = os.fsencode(shown).decode(errors="backslashreplace")
+    return {shown, escaped, escaped.replace("\\x", "\\udc")}
+
+
+def judge_image(path, made, doctor, trained, in_val):
+    """(verdict, detail) on one of the files {path: (what, quality)} of a data set."""
+    what, quality = made[path]
     for outcome in (doctor, trained):
         if flaw := outcome.flaw():
             return flaw, outcome.tail()
-    # names as the output shows them, which is read with backslashreplace
-    shown = os.fsencode(str(path.name)).decode(errors="backslashreplace")
-    shown = {shown, shown.replace("\\x", "\\udc"), path.name}
-    if mask:
-        scene = path.name.removesuffix("_gtFine_labelIds.png")
-        shown.add(scene)
-    named_by_doctor = any(name in doctor.out for name in shown)
-    named_by_run = any(name in trained.out + trained.err for name in shown)
     if trained.code == 2:
         lines = [line for line in trained.err.splitlines() if ": error" in line]
-        if len(lines) == 1 and (named_by_run or not in_val):
-            return ("survived", "") if quality != "good" else ("lost", trained.tail())
-        return "lost", f"{path.name!r} ended the run, which does not name it: {trained.tail()}"
+        bad = {name for p, (_, q) in made.items() if q != "good" for name in names_of(p)}
+        if len(lines) == 1 and any(name in trained.err for name in bad):
+            return "survived", ""
+        return "lost", f"the run ends and names no bad file: {trained.tail()}"
     if trained.code != 0:
         return "lost", trained.tail()
+    named_by_doctor = any(name in doctor.out for name in names_of(path))
     if named_by_doctor and quality != "good":
         return "survived", ""
     if named_by_doctor:
@@ -1062,6 +1064,8 @@ def inject(name, count, seed, folder, only=None):
     folder = Path(folder) / name
     folder.mkdir()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    data.load_shapes = functools.cache(data.load_shapes)  # draws them once for all children
+    data.load("shapes")
     visualize.draw_cell(genotypes.load_arch("darts_v2"), folder / "warm.png")  # finds the fonts
     found = []
     for k, (title, verdict, detail) in enumerate(

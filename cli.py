@@ -1,6 +1,7 @@
 """What every script needs, without torch: errors, argument types, JSON, tables, formats."""
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -9,6 +10,9 @@ import sys
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+
+# Of printing, as errors of files have their names
+STDOUT_ERRORS = errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO
 
 
 class InputError(ValueError):
@@ -30,18 +34,18 @@ def run(main, parse_args, argv=None):
             args = parse_args(argv)
             main(args)
         finally:
-            with named("stdout"):
-                sys.stdout.flush()
+            sys.stdout.flush()
     except (InputError, OSError) as error:
         message = str(error)
         if not isinstance(error, InputError):
-            if error.filename is None:  # of a socket, say
-                raise
-            message = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        if message.startswith("stdout: "):  # what is left for it would fail again at the very end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # as of `| head`
-            sys.exit(1)
+            if error.filename is None:
+                if error.errno not in STDOUT_ERRORS:  # of a socket, say
+                    raise
+                # what is left to be printed would fail again at the very end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if error.errno == errno.EPIPE:  # as of `| head`
+                    sys.exit(1)
+            message = f"{os.fsdecode(error.filename or 'stdout')}: {error.strerror}"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"{sys.argv[0]}: error{rank}: {message}", file=sys.stderr)
         sys.exit(2)

@@ -998,9 +998,10 @@ def image_round(rng, place, dataset, n, in_val):
                 shutil.copy(next((root / "gtFine/val/ulm").glob("ulm_*")), target)
     doctor, _ = run(["data.py", "--dataset", dataset, "--data", str(root)], place)
     argv = f"search.py --task {'seg' if mask else 'rot'} --size 32 --width 4 --layers 1 --epochs 1"
-    argv += f" --alpha_start 0 --batch_size 4 --device cpu --workers {rng.choice([0, 1])} --dataset {dataset}"
-    trained, _ = run([*argv.split(), "--data", str(root), "--out", str(place / "out")], place)
-    for path, (what, quality) in made.items():
+    argv += f" --alpha_start 0 --batch_size 4 --device cpu --workers {rng.choice([0, 1])}"
+    argv += f" --dataset {dataset} --data {root} --out {place / 'out'}"
+    trained, _ = run(argv.split(), place)
+    for path, (what, _) in made.items():
         verdict, detail = judge_image(path, made, doctor, trained, in_val)
         yield f"{'evaluation' if in_val else 'training'}: {what}", verdict, detail
     shutil.rmtree(place)
@@ -1021,8 +1022,8 @@ def judge_image(path, made, doctor, trained, in_val):
             return flaw, outcome.tail()
     if trained.code == 2:
         lines = [line for line in trained.err.splitlines() if ": error" in line]
-        bad = {name for p, (_, q) in made.items() if q != "good" for name in names_of(p)}
-        if len(lines) == 1 and any(name in trained.err for name in bad):
+        bad = [p for p, (_, is_) in made.items() if is_ != "good"]
+        if len(lines) == 1 and any(n in trained.err for p in bad for n in names_of(p)):
             return "survived", ""
         return "lost", f"the run ends and names no bad file: {trained.tail()}"
     if trained.code != 0:

@@ -77,18 +77,21 @@ def test_partial_files_are_removed_at_the_next_start(tmp_path):
 def test_a_picture_is_whole_or_not_there(tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.pdf"
     monkeypatch.setattr(os, "fsync", full_disk)
-    code, err = end_of(
-        capsys, visualize.main, visualize.parse_args, ["darts_v2", "--out", str(out)]
-    )
+    argv = ["darts_v2", "--out", str(out)]
+    code, err = end_of(capsys, visualize.main, visualize.parse_args, argv)
     assert code == 2 and f"error: {out}: No space" in err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize("argv", [["genotypes.py"], ["sample.py", "--help"]])
-def test_nowhere_to_print_to(argv):
+@pytest.mark.parametrize(
+    "script, flag, unbuffered",
+    [("genotypes.py", "darts_v2", "1"), ("genotypes.py", "darts_v2", ""), ("sample.py", "-h", "")],
+)
+def test_nowhere_to_print_to(script, flag, unbuffered):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, ROOT / argv[0], *argv[1:]]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, ROOT / script, flag]
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=full, stderr=-1, text=True, env=env)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.endswith("error: stdout: No space left on device\n")
 
@@ -123,7 +126,7 @@ def no_locks(monkeypatch):
 
 
 def no_locks_here(*args):
-    raise OSError(errno.ENOSYS, "Function not implemented")
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 def no_home(monkeypatch):

@@ -440,13 +440,13 @@ def kills(count, rng, folder):
     photos(folder / "photos")
     for k, own in turns(count, rng):
         signum = own.choice([signal.SIGKILL] * 2 + [signal.SIGTERM, signal.SIGINT])
-        if k % 50 == 49:
+        if k % 100 == 99:
             yield kill_study(own, folder, signum)
-        elif k % 25 == 24:
+        elif k % 30 == 29:
             yield kill_torchrun(own, folder, signum)
         else:
             name = own.choice(["search", "train", "train", "sample", "images"])
-            yield kill_one(own, folder, name, signum, as_command=k % 10 == 9)
+            yield kill_one(own, folder, name, signum, as_command=k % 20 == 9)
 
 
 def kill_one(rng, folder, name, signum, as_command):

@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-# Of printing, as errors of files have their names
-STDOUT_ERRORS = errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO
-
 
 class InputError(ValueError):
     """Bad input: the message names the value and what to do about it."""
@@ -39,9 +36,8 @@ def run(main, parse_args, argv=None):
         message = str(error)
         if not isinstance(error, InputError):
             if error.filename is None:
-                if error.errno not in STDOUT_ERRORS:  # of a socket, say
-                    raise
-                # what is left to be printed would fail again at the very end
+                if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise  # of a socket, say, and not of printing, which must not fail again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 if error.errno == errno.EPIPE:  # as of `| head`
                     sys.exit(1)
@@ -127,12 +123,6 @@ def named(path):
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-
-
-def remove_partial(folder):
-    """Removes what killed processes left of `replace_file`."""
-    for path in folder.glob("*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def replace_file(path, write, keep=None):

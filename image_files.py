@@ -96,16 +96,10 @@ def resized(image, box, size, resample):
     return np.asarray(image.resize(size, resample, box, reducing_gap=3.0))
 
 
-def open_image(path):
-    if not os.path.isfile(path):  # a pipe would block
-        raise OSError("no regular file" if os.path.lexists(path) else "it is not there")
-    return Image.open(path)
-
-
 def read_rgb(path, crop):
     """Of any image file, upright and RGB: what crop(width, height) takes as uint8 (h, w, 3); its
     (width, height); mode and size as text. On a broken file it raises whatever Pillow does."""
-    with open_image(path) as image:
+    with Image.open(path) as image:
         found, full_width = f"{image.mode} {image.width} x {image.height}", image.width
         if image.format not in ("JPEG", "MPO"):
             image.load()  # turns a TIFF upright, so before its orientation is looked at
@@ -151,7 +145,7 @@ PHOTO, RAW_IDS, TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine
 def read_mask(path, image_size, crop):
     """What `crop` takes of a Cityscapes mask as uint8 (h, w): 0 to 18, 255 where none counts."""
     try:
-        with open_image(path) as image:
+        with Image.open(path) as image:
             image.load()
     except Exception as error:  # Pillow raises many types on a damaged file
         raise OSError(f"its mask {path}: {error}") from None
@@ -350,6 +344,9 @@ class Decoder:
     def decode(self, file):
         """Image (h, w, 3), mask (h, w) or None, cropped alike; mode and size of the file."""
         i, path, mask_path = file
+        for name in (path, mask_path or path):
+            if not os.path.isfile(name):  # a pipe would block
+                raise OSError(f"{name} is no regular file")
 
         def crop(W, H):  # of image and mask: a new generator draws the same again
             rng = None if self.seed is None else np.random.default_rng([*self.seed, i])

@@ -122,12 +122,12 @@ class Run:
             self.folder_lock = FileLock(self.out / ".lock", is_singleton=True)
             try:
                 self.folder_lock.acquire(timeout=0)
+                for partial in self.out.glob("*.tmp"):  # of a killed process
+                    partial.unlink()
             except Timeout:
                 taken = True
         if any(utils.gather(taken)):
             raise InputError(f"{self.out}: another process is at work there; choose another --out")
-        if not utils.rank():
-            cli.remove_partial(self.out)
 
     # ---------------------------------------------------------------------------- the loop
 
@@ -275,8 +275,7 @@ class Run:
     def stop(self):
         if not utils.rank():
             how = "the same command" + " with --resume" * (not self.args.resume)
-            where = self.out / CHECKPOINTS[0]
-            print(f"stopped by SIGTERM; {how} goes on from {where}", file=sys.stderr)
+            print(f"stopped by SIGTERM; {how} goes on from {self.out}", file=sys.stderr)
         # The first rank to end makes torchrun end the others, so rank 0 has to be done by then.
         self.finish()
         sys.exit(STOPPED)
@@ -378,32 +377,26 @@ class Log:
             lines = [line for line in lines if is_before(json.loads(line), epochs_done, steps_done)]
         cli.write_text(self.path, "".join(lines))
         self.events = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
-
-            self.events = SummaryWriter(out, purge_step=epochs_done + 1)
-        except ImportError:
-            pass
-        except Exception as error:  # of whatever is wrong with an installation
-            self.do_without_events(error)
-
-    def do_without_events(self, error):
-        print(f"note: TensorBoard fails, going on without it ({type(error).__name__}: {error})")
-        self.events = None
 
     def write(self, values):
         with cli.named(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
-        if not self.events or "step" in values:
+        if self.events is False or "step" in values:
             return
         try:
+            if not self.events:
+                from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
+
+                self.events = SummaryWriter(self.path.parent, purge_step=values["epoch"])
             for name, value in values.items():
                 for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
                     if isinstance(number, (int, float)):
                         self.events.add_scalar(f"{name}{k}", number, values["epoch"])
             self.events.flush()
-        except Exception as error:
-            self.do_without_events(error)
+        except Exception as error:  # whatever is wrong with an installation or a disk
+            if not isinstance(error, ImportError):
+                print(f"note: TensorBoard fails, going on without it ({error})")
+            self.events = False
 
 
 def is_before(line, epochs_done, steps_done):

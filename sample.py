@@ -233,7 +233,8 @@ def main(args):
     archs_file, sweep_file = out / "archs.json", out / "sweep.json"
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "lock"):  # processes that start together write the same, in turn
-        cli.remove_partial(out)
+        for partial in out.glob("*.tmp"):  # of a killed process
+            partial.unlink()
         if not archs_file.exists():
             entries = [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()]
             cli.write_json(archs_file, entries)
@@ -274,8 +275,7 @@ def main(args):
                 for name in runs.CHECKPOINTS:  # thousands would fill a disk
                     (folder / name).unlink(missing_ok=True)
             except Exception as error:  # ends this training alone, or all of them
-                settings_or_disk = isinstance(error, (InputError, OSError))
-                if settings_or_disk and not isinstance(error, TrainingError):
+                if isinstance(error, (InputError, OSError)) and type(error) is not TrainingError:
                     raise
                 text = f"{type(error).__name__}: {error}".removeprefix("TrainingError: ")
                 cli.write_json(failed, {"error": text, "traceback": traceback.format_exc()})

@@ -938,7 +938,7 @@ def bad_file(rng, path):
             os.mknod(path, 0o140644)
         else:
             path.symlink_to(path.name if what == "link to itself" else "nowhere.jpg")
-        return what, "bad"
+        return what, "any" if what == "folder" else "bad"  # it is empty, and may be walked
     what = rng.choice(list(CONTENTS))
     make, quality = CONTENTS[what]
     path.write_bytes(make(rng))

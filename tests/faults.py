@@ -349,7 +349,16 @@ def tiny(name, place, resume=False):
 # --------------------------------------------------------------------------------------------------
 # What a run has found
 
-CLOCK = {"seconds", "images_per_second", "args", "date", "header", "device", "world_size"}
+CLOCK = {
+    "seconds",
+    "search_seconds",
+    "images_per_second",
+    "args",
+    "date",
+    "header",
+    "device",
+    "world_size",
+}
 
 
 def without_clock(value):

@@ -349,16 +349,9 @@ def tiny(name, place, resume=False):
 # --------------------------------------------------------------------------------------------------
 # What a run has found
 
-CLOCK = {
-    "seconds",
-    "search_seconds",
-    "images_per_second",
-    "args",
-    "date",
-    "header",
-    "device",
-    "world_size",
-}
+# When, where and by which commit; "how" holds all three as text
+CLOCK = {"seconds", "search_seconds", "images_per_second", "date", "args", "how", "git_commit"}
+CLOCK |= {"device", "world_size"}
 
 
 def without_clock(value):

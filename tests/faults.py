@@ -84,7 +84,7 @@ TINY = "--limit 40 --size 8 --width 4 --batch_size 10 --device cpu --save_every 
 COMMANDS = {
     "search": f"search.py --task rot --layers 2 --epochs 2 --alpha_lr 0.01 {TINY}",
     "train": f"train.py --arch darts_v2 --task rot --layers 1 --epochs 3 --precise_bn 20 {TINY}",
-    "sample": "sample.py -n 3 --tasks rot --space nasbench101 --width 8 --layers 3 --epochs 1"
+    "sample": "sample.py -n 3 --tasks rot col --space nasbench101 --width 8 --layers 3 --epochs 1"
     f" --precise_bn 20 {TINY}",
     "images": f"search.py --task col --layers 1 --epochs 1 {TINY} --size 16 --batch_size 4"
     " --dataset imagenet22k --data {folder}/photos",

@@ -465,8 +465,6 @@ def ignore_sigterm(worker):  # it is for the process that trains, which ends its
 def kill_workers():
     """At the end of a process, whatever ends it: multiprocessing would send workers a SIGTERM and
     wait for them for ever."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error
     for worker in multiprocessing.active_children():
         worker.kill()
 

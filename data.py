@@ -237,7 +237,11 @@ def list_images(root):
     """The sorted paths of the image files below a folder, and a Counter of what else there is. Each
     folder is visited once, however many links lead to it."""
     images, others, visited = [], Counter(), set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+
+    def skip(error):
+        others[f"folder that cannot be read, {error.filename}: {error.strerror}"] += 1
+
+    for folder, subfolders, names in os.walk(root, onerror=skip, followlinks=True):
         subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
         if image_files.folder_id(folder) in visited:
             others["links to folders seen before"] += 1

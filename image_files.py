@@ -225,8 +225,7 @@ def scan(root, folders):
     for folder in folders:
         path, files = os.path.join(root, folder), []
         if folder_id(path) not in visited:  # by another link
-            with os.scandir(path) as entries:  # a pipe is no file
-                files = sorted(entry.name for entry in entries if entry.is_file())
+            files = sorted(os.listdir(path))
         visited.add(folder_id(path))
         files = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
         names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
@@ -251,17 +250,26 @@ def index_of(root):
     changed = [os.stat(os.path.join(root, f)).st_mtime_ns for f in [b".", *folders]]
     place, content = (platform.node(), root), (EXTENSIONS, folders, changed)
     key, stamp = (hashlib.sha256(repr(x).encode()).hexdigest()[:16] for x in (place, content))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unnas"
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{key}-{stamp}.npy"
-    with FileLock(cache / f"{key}.lock"):  # one process scans; the others find what it has made
-        if not path.exists():
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "unnas")
+    path, names = cache / f"{key}-{stamp}.npy", [os.fsdecode(f) for f in folders]
+    try:
+        if not cache.is_absolute():
+            raise OSError(None, "no home folder")
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{key}.lock"):  # one process scans; the others find what it has made
+            with suppress(OSError, EOFError, ValueError):  # there is none, or a damaged one
+                return np.load(path, mmap_mode="r"), names
             for old in cache.glob(f"{key}-*"):  # also what a killed process left
                 with suppress(OSError):  # Windows keeps a file that is in use
                     old.unlink()
             index = scan(root, folders)
             replace_file(path, lambda file: np.save(file, index))
-        return np.load(path, mmap_mode="r"), [os.fsdecode(f) for f in folders]
+            return np.load(path, mmap_mode="r"), names
+    except (OSError, NotImplementedError) as error:  # no space, say, or no locks
+        if isinstance(getattr(error, "filename", None), bytes):  # of the data
+            raise
+        why = f"no place for the list of images ({getattr(error, 'strerror', None) or error})"
+        raise InputError(f"{cache}: {why}; set XDG_CACHE_HOME to another folder") from None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -385,6 +393,9 @@ class Decoder:
     def decode(self, file):
         """Image (h, w, 3), mask (h, w) or None, cropped alike; mode and size of the file."""
         i, path, mask_path = file
+        for name in (path, mask_path or path):
+            if not os.path.isfile(name):  # a pipe would block
+                raise OSError(f"{name} is no regular file")
 
         def crop(W, H):  # of image and mask: a new generator draws the same again
             rng = None if self.seed is None else np.random.default_rng([*self.seed, i])

@@ -1040,7 +1040,9 @@ def judge_image(path, made, doctor, trained, in_val):
     if quality == "bad":
         return "silent change", f"nobody names {path.name!r}: {doctor.tail()}"
     if quality == "good":  # it has to look like the photo
-        pixels, *_ = image_files.read_rgb(str(path), lambda W, H: ((0, 0, W, H), (16, 12)))
+        _, whites, _ = image_files.survey("", [str(path)])
+        whole = lambda W, H: ((0, 0, W, H), (16, 12))  # noqa: E731
+        pixels, *_ = image_files.read_rgb(str(path), whole, whites)
         wanted = np.mgrid[0:1:12j, 0:1:16j][::-1].transpose(1, 2, 0) * 255
         off = np.abs(pixels[..., :2].astype(float) - wanted).mean()
         if off > (90 if what == "16 bits" else 30):

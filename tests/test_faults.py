@@ -11,14 +11,11 @@ import pytest
 import torch
 
 import cli
-import data
-import image_files
 import runs
 import sample
 import search
 import train
 import visualize
-from cli import InputError
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--limit", "40", "--width", "4", "--layers", "1", "--batch_size", "10", "--device", "cpu"]
@@ -109,61 +106,6 @@ def test_a_notebook(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     cli.run(print, lambda argv: "hello")
     assert sys.stdout.getvalue() == "hello\n"
-
-
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-9], lambda b: bytes(len(b))])
-def test_a_damaged_index_is_scanned_anew(imagenet, tmp_path, monkeypatch, damage):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole = image_files.index_of(imagenet / "train")[0].tolist()
-    (path,) = (tmp_path / "cache").rglob("*.npy")
-    path.write_bytes(damage(path.read_bytes()))
-    assert image_files.index_of(imagenet / "train")[0].tolist() == whole
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
-
-
-def no_locks(monkeypatch):
-    monkeypatch.setattr("fcntl.flock", no_locks_here)
-
-
-def no_locks_here(*args):
-    raise OSError(errno.ENOLCK, "No locks available")
-
-
-def no_home(monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for an unknown user
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX")
-@pytest.mark.parametrize(
-    "break_it", [no_locks, no_home, lambda patch: patch.setattr(os, "fsync", full_disk)]
-)
-def test_no_place_for_the_index(imagenet, tmp_path, monkeypatch, break_it):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    break_it(monkeypatch)
-    with pytest.raises(InputError, match="XDG_CACHE_HOME") as error:
-        image_files.index_of(imagenet / "train")
-    assert "imagenet" not in str(error.value) and not (tmp_path / "~").exists()
-
-
-def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
-    from conftest import photo
-
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for k in range(3):
-            photo(40, 40, k).save(tmp_path / name / f"{k}.png")
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("b"):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    trained, _ = data.load("folder", tmp_path, size=32)
-    assert f"1 folder that cannot be read, {tmp_path / 'b'}" in " ".join(trained.notes)
 
 
 def test_a_broken_tensorboard(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,8 @@ tensors, which have a device and a shape and no content: a tensor on the wrong d
 there, and so is what reads a value back to the host, which would have to wait for a GPU."""
 
 import json
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -70,6 +72,11 @@ def on_fake_gpu(monkeypatch, tmp_path):
     def layout(x):
         return torch.channels_last if x.dim() == 4 else torch.preserve_format
 
+    def choose_layout(network, autocast, x, *alphas):  # of real time, see below
+        with autocast:
+            network(x, *alphas)
+        return ""
+
     def end(run):
         tensors = [*run.network.parameters(), *(meter.loss for meter in run.meters.values())]
         assert all(isinstance(x, FakeTensor) and x.device.type == "cuda" for x in tensors)
@@ -77,6 +84,7 @@ def on_fake_gpu(monkeypatch, tmp_path):
 
     monkeypatch.setattr(data, "batches", batches)
     monkeypatch.setattr(utils, "place", place)
+    monkeypatch.setattr(utils, "choose_layout", choose_layout)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "fake")
     # It asks about the step before, once its copy to the host is complete.
@@ -88,7 +96,7 @@ def on_fake_gpu(monkeypatch, tmp_path):
             pretext.color_tables()  # kept; it picks by value
         args = script.parse_args([*SMALL, *argv, "--out", str(tmp_path)])
         with mode, pytest.raises(EndOfEpoch):
-            script.main(args)
+            script.main(args, *[data.load] * (script is train))  # the one from above
 
     return steps_of
 
@@ -130,3 +138,21 @@ def test_what_it_finds(on_fake_gpu, monkeypatch, flaw, message):
     monkeypatch.setattr(pretext.Classification, "prepare", prepare)
     with pytest.raises(Exception, match=message):
         on_fake_gpu(train, "--arch", "darts_v2")
+
+
+@pytest.mark.parametrize("slow", [torch.channels_last, torch.contiguous_format])
+def test_the_faster_memory_format(monkeypatch, slow):
+    class Network(torch.nn.Sequential):
+        def forward(self, x):
+            if self[0].weight.is_contiguous(memory_format=slow):
+                time.sleep(0.02)
+            return super().forward(x), None
+
+    network = Network(torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4))
+    state = [x.clone() for x in (*network.state_dict().values(), torch.get_rng_state())]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    line = utils.choose_layout(network, nullcontext(), torch.ones(2, 4, 8, 8))
+    assert line.count("ms a step in torch.") == 2
+    assert not network[0].weight.is_contiguous(memory_format=slow)
+    after = [*network.state_dict().values(), torch.get_rng_state()]
+    assert all(map(torch.equal, state, after)) and network[0].weight.grad is None

@@ -3,8 +3,12 @@ tensors, which have a device and a shape and no content: a tensor on the wrong d
 there, and so is what reads a value back to the host, which would have to wait for a GPU."""
 
 import json
+import os
+import shutil
+import subprocess
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +160,33 @@ def test_the_faster_memory_format(monkeypatch, slow):
     assert not network[0].weight.is_contiguous(memory_format=slow)
     after = [*network.state_dict().values(), torch.get_rng_state()]
     assert all(map(torch.equal, state, after)) and network[0].weight.grad is None
+
+
+FAKE = """#!/bin/bash
+echo "$@" >> calls
+case "$*" in
+*/stopped) mkdir -p runs/gpu/stopped; echo '"epoch": 3, "step": 2' > runs/gpu/stopped/log.jsonl
+    trap "exit 75" TERM; while true; do sleep 0.02; done ;;
+esac
+"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_the_script_for_gpus(tmp_path):
+    """Its commands, as a fake `python` gets them, are those of the scripts."""
+    (tmp_path / "tests").mkdir()
+    script = shutil.copy(Path(__file__).parent / "gpu.sh", tmp_path / "tests")
+    for name in ("python", "torchrun"):
+        (tmp_path / name).write_text(FAKE)
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = set()
+    for line in (tmp_path / "calls").read_text().splitlines():
+        words = line.split()
+        for name, module in (("search.py", search), ("train.py", train)):
+            if name in words:
+                args = module.parse_args(words[words.index(name) + 1 :])
+                seen.add((name, args.task, args.amp, args.deterministic, args.out))
+    assert len(seen) == 1 + 5 * (4 + 5) + 2 and "-m pytest -q" in (tmp_path / "calls").read_text()

@@ -332,7 +332,9 @@ class Segmentation(Task):
         """The confusion matrix (true, predicted), flat, and the number of pixels that count."""
         n, valid = self.num_classes, targets != 255
         pairs = torch.where(valid, targets * n + logits.argmax(1), n * n).flatten()
-        return torch.cat([torch.bincount(pairs, minlength=n * n + 1)[:-1], valid.sum()[None]])
+        counts = torch.zeros(n * n + 1, dtype=torch.int64, device=pairs.device)
+        counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for the GPU
+        return torch.cat([counts[:-1], valid.sum()[None]])
 
     def metrics(self, scores):
         """Intersection over union in percent: of each class (None if it never occurs), mean."""

@@ -125,6 +125,10 @@ def main(args):
         f" for the alphas; supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
     )
     run.print(*data.describe(train_set, test_set))
+    if device.type == "cuda" and not args.deterministic:
+        B = args.batch_size // utils.world_size()
+        x = torch.ones(B, *task.input_shape[1:], device=device)
+        run.print(utils.choose_layout(supernet, autocast, x, alphas.detach()))
 
     source = train_set, task.view, args.batch_size, device
     for epoch in run.epochs():

@@ -182,8 +182,6 @@ def main(args, load=data.load, distributed=True):
     run.identify(split=data.split_hash(train_set, test_set), genotype=cell)
     if result := run.finished():
         return result
-    if args.compile:
-        network.compile()  # in place: the weights keep their names
     meter = utils.Meter(task)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
     run.start(parts, {"train": meter}, steps=len(train_set) // args.batch_size)
@@ -192,6 +190,11 @@ def main(args, load=data.load, distributed=True):
         f" {len(test_set)} to evaluate; {params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
     )
     run.print(*data.describe(train_set, test_set))
+    if device.type == "cuda" and not args.deterministic:
+        x = torch.ones(part_size // utils.world_size(), *task.input_shape[1:], device=device)
+        run.print(utils.choose_layout(network, autocast, x))
+    if args.compile:
+        network.compile()  # in place: the weights keep their names
 
     for epoch in run.epochs():
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs, args.warmup_epochs)

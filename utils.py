@@ -1,6 +1,7 @@
 """What search.py and train.py share and what knows no task and no model by name: ranks, precision,
 meters, evaluation, counts, the learning rate."""
 
+import copy
 import math
 import os
 import threading
@@ -119,6 +120,27 @@ def place(network, device, sync_bn=False):
     if sync_bn:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network.to(device, memory_format=torch.channels_last)
+
+
+def choose_layout(network, autocast, x, *alphas):
+    """On a GPU: the network goes on in the memory format in which a copy takes its steps faster;
+    returns a line about it. Grouped convolutions in channels_last are slow with some GPUs and
+    versions of cuDNN (github.com/pytorch/pytorch/issues/34977)."""
+    seconds = {}
+    for layout in (torch.channels_last, torch.contiguous_format):
+        trial = copy.deepcopy(network).to(memory_format=layout)
+        for step in range(8):
+            if step == 3:  # three to warm up
+                torch.cuda.synchronize()
+                start = time.time()
+            with autocast:
+                logits = trial(x, *alphas)
+            (logits[0] if isinstance(logits, tuple) else logits).sum().backward()
+        torch.cuda.synchronize()
+        seconds[layout] = (time.time() - start) / 5
+    network.to(memory_format=min(seconds, key=seconds.get))
+    times = ", ".join(f"{s * 1e3:.1f} ms a step in {layout}" for layout, s in seconds.items())
+    return f"memory format: {times}"
 
 
 def cosine_lr(base, epoch, epochs, warmup_epochs=0):

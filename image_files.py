@@ -268,14 +268,15 @@ def list_images(root):
             others[f"{ending or 'without an ending'}{what}"] += 1
 
     def add_members(top, file, start):
+        own = top.split(b"/")[-2] + b"/"  # `tar -cf train.tar train/` puts it before all names
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
                 tar.members.clear()  # it would keep them all
                 if member.isreg() and not member.issparse():
                     parts = os.fsencode(member.name).split(b"/")
-                    path = top + b"/".join(part for part in parts if part not in (b"", b"."))
+                    path = b"/".join(part for part in parts if part not in (b"", b"."))
                     place = len(tars) - 1, start + member.offset_data, member.size
-                    add(path, place, partial(tar.extractfile, member))
+                    add(top + path.removeprefix(own), place, partial(tar.extractfile, member))
                 else:
                     others["links and the like in archives"] += not member.isdir()
             file.seek(tar.offset)
@@ -288,12 +289,11 @@ def list_images(root):
     walk = os.walk(root, onerror=skip, followlinks=True)
     for folder, inner, names in progress(walk, f"{os.fsdecode(root)}: folders listed"):
         inner[:] = sorted(name for name in inner if not name.startswith(b"."))
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
+        if (inode := os.stat(folder)[1:3]) in visited:  # and its device
             others["links to folders seen before"] += 1
             inner.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(inode)
         others["empty folders"] += not inner and not names
         top = folder[len(root) :].replace(os.fsencode(os.sep), b"/") + b"/"
         for name in progress(sorted(names), f"{os.fsdecode(folder)}: files listed"):

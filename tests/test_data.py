@@ -682,7 +682,7 @@ def test_one_scale_for_all_images_of_sixteen_bits(tmp_path, capsys, name):
 # Tar archives
 
 
-def pack(folder, members=".", **options):
+def pack(folder, members="", **options):
     """Makes <folder>.tar of what is in a folder, in place of it."""
     with tarfile.open(f"{folder}.tar", "w", **options) as tar:
         tar.add(folder, members)
@@ -693,7 +693,7 @@ def pack_archives(folder):
     """As ImageNet's training images are: an archive of an archive for each class."""
     for path in folder.iterdir():
         pack(path)
-    pack(folder, "")
+    pack(folder)
 
 
 def pack_beside(folder):
@@ -708,7 +708,8 @@ def pack_beside(folder):
 
 PACKINGS = {
     "classes": lambda folder: [pack(path) for path in folder.iterdir()],
-    "whole": pack,
+    "whole": lambda folder: pack(folder, folder.name),
+    "dot": partial(pack, members="."),
     "archives": pack_archives,
     "beside": pack_beside,
     "pax": partial(pack, format=tarfile.PAX_FORMAT, pax_headers={"comment": "an image"}),

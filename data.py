@@ -71,7 +71,7 @@ class ImageSet(DataSet):
 def load(name: str, path=None, size: int | None = None, limit: int | None = None, workers=0):
     """(training set, evaluation set or None), of each at most `limit` images, chosen with a fixed
     seed. `workers` processes decode what is on disk; None: one a CPU core and rank, at most 8."""
-    sets = read(name, path, size, limit)
+    sets = list(read(name, path, size, limit))
     check(path, *sets)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -82,17 +82,15 @@ def load(name: str, path=None, size: int | None = None, limit: int | None = None
 
 
 def read(name, path, size, limit):
-    """The sets of `load`, of whatever could be read."""
+    """Yields the sets of `load`, of whatever could be read."""
     if (name == "shapes") != (path is None):
         raise InputError(f"--dataset {name} with --data {path}: all but shapes need a PATH")
-    sets = []
     for part in DATASETS[name](Path(path or ""), size, limit):
         if limit and limit < len(part):
             part = part.subset(random_subset(len(part), limit))
         if size and size != part.size:
             part.resize(size)
-        sets.append(part)
-    return sets
+        yield part
 
 
 def check(path, train, test=None):
@@ -203,8 +201,8 @@ def read_folder(root, size, limit):
         train, test = map(load_images, (train, test))
         notes.append(f"left out: {len(train.unreadable) + len(test.unreadable)} unreadable")
     else:
-        most = f"{MAX_BYTES / 2**30:.0f} GiB of pixels"
-        notes.append(f"more than {most}: read from disk for each batch, in random crops")
+        notes.append(f"more than {MAX_BYTES >> 30} GiB of pixels: read from disk, in random crops")
+    notes.append(f"{root}: {len(train)} images to train, {len(test)} to evaluate")
     train.notes, test.notes = notes, []
     if one_folder:  # of which some files are unreadable
         train.unreadable, test.unreadable = train.unreadable | test.unreadable, {}
@@ -213,7 +211,6 @@ def read_folder(root, size, limit):
 
 def fitting_size(sides, images):
     """The one of SIZES for so many photos with these shorter sides, and a note on it."""
-    sides = sides or [0]
     median = sides[len(sides) // 2]
     fitting = [s for s in SIZES if s <= median and 3 * s * s * images <= MAX_BYTES / 4]
     size = max(fitting, default=SIZES[0])
@@ -243,20 +240,13 @@ def load_images(files):
     return dataset
 
 
-def read_imagenet(root, *_):
-    train, test = image_files.read_trees(root)
-    if train.root == root or test is None:
-        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
-    return train, test
-
-
 # What reads the training and perhaps an evaluation part of each, given --data, --size and --limit;
 # what it does not do about size and limit, `read` does afterwards
 DATASETS = {
     "shapes": read_shapes,
     "cifar10": read_cifar10,
     "folder": read_folder,
-    "imagenet": read_imagenet,
+    "imagenet": lambda root, *_: image_files.read_trees(root, both=True),
     "imagenet22k": lambda root, *_: image_files.read_trees(root)[:1],
     "cityscapes": image_files.read_cityscapes,
 }
@@ -308,7 +298,7 @@ def parse_args(argv=None):
 
 def main(args):
     try:
-        sets = read(args.dataset, args.data, args.size, args.limit)
+        sets = list(read(args.dataset, args.data, args.size, args.limit))
         for title, part in zip(("training", "evaluation"), sets):
             print(*examine(title, part), sep="\n")
         check(args.data, *sets)

@@ -161,7 +161,7 @@ def survey(files):
             whites[kind] = next((white for white in choices if white >= max(values)), max(values))
     why = f"the largest value in {len(looks)} images"
     notes = [f"mode {kind}: {white:g} is white, by {why}" for kind, white in whites.items()]
-    return sorted(side for side, _, _ in looks), whites, notes
+    return sorted(side for side, _, _ in looks) or [0], whites, notes
 
 
 # fmt: off
@@ -249,32 +249,34 @@ def list_images(root):
     place in it is its number in the list, offset and size. Each folder is visited once, however
     many links lead to it."""
     found, tars, others, visited = {}, [], Counter(), set()
-    root = os.fsencode(root)
+    root, endings = os.fsencode(root), tuple(map(os.fsencode, EXTENSIONS))
 
-    def add(path, place=(-1, 0, 0), open_inner=None):
-        path = b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
-        ending = os.fsdecode(os.path.splitext(path)[1]).lower()
-        if b"/." in b"/" + path:
+    def add(path, place=(-1, 0, 0), open_inner=None):  # the path starts with a slash
+        if b"/." in path:
             others["hidden"] += 1
-        elif ending in EXTENSIONS:
-            others["duplicate names"] += path in found
-            found[path] = place
-        elif ending == ".tar":
+        elif path.lower().endswith(endings):
+            others["duplicate names"] += path[1:] in found
+            found[path[1:]] = place
+        elif path.endswith(b".tar"):
             if not open_inner:  # else it is an archive in an archive
-                tars.append(os.fsdecode(os.path.join(root, path)))
+                tars.append(os.fsdecode(root + path))
             with open_inner() if open_inner else open(tars[-1], "rb") as file:
                 add_members(path[:-4] + b"/", file, place[1])
         else:
+            ending = os.fsdecode(os.path.splitext(path)[1]).lower()
             what = " (unpack it, or decompress it to .tar)" if ending in COMPRESSED else ""
             others[f"{ending or 'without an ending'}{what}"] += 1
 
     def add_members(top, file, start):
+        own = top.split(b"/")[-2] + b"/"  # `tar -cf train.tar train/` puts it before all names
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
                 tar.members.clear()  # it would keep them all
                 if member.isreg() and not member.issparse():
+                    parts = os.fsencode(member.name).split(b"/")
+                    path = b"/".join(part for part in parts if part not in (b"", b"."))
                     place = len(tars) - 1, start + member.offset_data, member.size
-                    add(top + os.fsencode(member.name), place, partial(tar.extractfile, member))
+                    add(top + path.removeprefix(own), place, partial(tar.extractfile, member))
                 else:
                     others["links and the like in archives"] += not member.isdir()
             file.seek(tar.offset)
@@ -282,27 +284,23 @@ def list_images(root):
                 raise tarfile.ReadError("it has no end")
 
     def skip(error):
-        if not isinstance(error, PermissionError):
-            raise error
         others[f"folder that cannot be read, {os.fsdecode(error.filename)}: {error.strerror}"] += 1
 
     walk = os.walk(root, onerror=skip, followlinks=True)
     for folder, inner, names in progress(walk, f"{os.fsdecode(root)}: folders listed"):
         inner[:] = sorted(name for name in inner if not name.startswith(b"."))
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
+        if (inode := os.stat(folder)[1:3]) in visited:  # and its device
             others["links to folders seen before"] += 1
             inner.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(inode)
         others["empty folders"] += not inner and not names
         top = folder[len(root) :].replace(os.fsencode(os.sep), b"/") + b"/"
         for name in progress(sorted(names), f"{os.fsdecode(folder)}: files listed"):
             try:
                 add(top + name)
             except (OSError, tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
-                why = f"no whole tar archive, or a compressed one ({error})"
-                raise InputError(f"{tars[-1]}: {why}") from None
+                raise InputError(f"{tars[-1]}: not a whole .tar, or compressed ({error})") from None
     return found, tars, others
 
 
@@ -348,8 +346,7 @@ class DataSet:
         part = copy.copy(self)
         part.unreadable, part.formats = {}, Counter()
         for key in ("names", "places", "labels", "masks", "images"):
-            values = getattr(self, key, None)
-            if values is not None:
+            if (values := getattr(self, key, None)) is not None:
                 setattr(part, key, values[index.numpy()])
         return part
 
@@ -506,9 +503,9 @@ def kill_workers():
 atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
 
 
-def read_trees(root):
+def read_trees(root, both=False):
     """The training part of a tree of images, with the folders in it as classes, and the evaluation
-    part or None. Without a folder for it all but evaluation is trained on."""
+    part or None. Without a folder for it all but evaluation is trained on, unless `both`."""
     files, tars, left_out = list_images(root)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() or path.suffix == ".tar"]
     tops = {name.lower(): name for name in (path.name.removesuffix(".tar") for path in folders)}
@@ -519,6 +516,8 @@ def read_trees(root):
 
     roots = [tops[name] for name in EVALUATION if name in tops]  # the first one counts
     roots.append(([tops[name] for name in TRAINING if name in tops] + [""])[0])
+    if both and (len(roots) < 2 or not roots[-1]):
+        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
     parts = [below(top) for top in roots]
     left_out["outside the folders that are used"] = len(files) + sum(map(len, parts[1:-1]))
     train, test = read_tree(root / roots[-1], parts[-1], tars, left_out), None
@@ -540,7 +539,7 @@ def read_tree(root, files, tars, left_out, training=None):
     classes = training.classes if training else sorted({*tops})
     numbers = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([numbers.get(top, -1) for top in tops])
-    dataset = ImageFiles(root, np.array(names, "S"), photo_crop, labels, classes)
+    dataset = ImageFiles(root, np.array(names), photo_crop, labels, classes)
     dataset.jitter, dataset.tars = 0.1, tars
     if tars:
         dataset.places = np.array([files[name] for name in names])
@@ -548,21 +547,18 @@ def read_tree(root, files, tars, left_out, training=None):
         dataset.whites = training.whites
     else:
         dataset.sides, dataset.whites, dataset.notes = survey(dataset)
-    if why := why_unlabelled(root, names, tops, classes):
-        dataset.labels, dataset.why_no_labels = None, why
-    return dataset
-
-
-def why_unlabelled(root, names, tops, classes):
-    """Why the images cannot be labelled by the folders in root, or None."""
+    why = None  # it cannot be labelled
     if "" in tops:
-        return f"{root / os.fsdecode(names[tops.index('')])} is not in the folder of a class"
-    if new := sorted({*tops} - {*classes}):
-        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
-    if len(classes) == 1:  # often a level is too many
+        why = f"{root / os.fsdecode(names[tops.index('')])} is not in the folder of a class"
+    elif new := sorted({*tops} - {*classes}):
+        why = f"{root}: classes the training part does not have: {', '.join(new[:5])}"
+    elif len(classes) == 1:  # often a level is too many
         inner = sorted({name.split(b"/")[1] for name in names if name.count(b"/") > 1})[:5]
         more = f", with the folders {os.fsdecode(b', '.join(inner))}" if inner else ""
-        return f"{root} has only one class, {classes[0]}{more}"
+        why = f"{root} has only one class, {classes[0]}{more}"
+    if why:
+        dataset.labels, dataset.why_no_labels = None, why
+    return dataset
 
 
 def scenes(root, ending):
@@ -578,8 +574,7 @@ def read_cityscapes(root, *_):
         if not (photos := scenes(images, PHOTO)):
             raise InputError(f"{images}: no <city>/*{PHOTO}")
         mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
-        names = np.array([os.fsencode(scene + PHOTO) for scene in photos], "S")
-        dataset = ImageFiles(images, names, scene_crop)
+        dataset = ImageFiles(images, np.array([os.fsencode(f + PHOTO) for f in photos]), scene_crop)
         dataset.masks = np.array([mask_of.get(scene, "") for scene in photos])
         dataset.mask_classes, dataset.jitter = list(CITYSCAPES.values()), 0.1
         dataset.why_no_labels = "cityscapes has masks alone"

@@ -13,14 +13,17 @@ through torchvision's ImageFolder.
 
 import argparse
 import functools
+import io
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -355,6 +358,74 @@ def index(args):
         yield row("memory of a process that has it", "", ours[1], baseline[1], unit="MiB")
 
 
+def read_batches(train_set, batches):
+    """(ms an image, MiB of its own that a worker has) of two workers, if it is on disk"""
+    train_set.workers = 2
+    steps = data.batches(train_set, image_files.View(None, "area", 32), 100, "cpu", seed=0)
+    next(steps)  # they have started
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(steps)
+    ms = 1e3 * (time.perf_counter() - start) / (100 * batches)
+    rollups = [Path(f"/proc/{w.pid}/smaps_rollup") for w in multiprocessing.active_children()]
+    text = "".join(path.read_text() for path in rollups[:1] if path.exists())
+    return ms, sum(map(int, re.findall(r"Private_Dirty:\s*(\d+)", text))) / 1024
+
+
+def losses_of_a_search(path):
+    options = f"--dataset imagenet22k --data {path} --task rot --size 32 --stem cifar --width 4"
+    options += " --layers 2 --limit 400 --batch_size 20 --epochs 1 --workers 1 --print_every 1"
+    with tempfile.TemporaryDirectory() as out:
+        launch("search.py", options, out, 1, 1)
+        head, *lines = map(json.loads, Path(out, "log.jsonl").read_text().splitlines())
+    return head["split"], [line["loss"] for line in lines if "step" in line]
+
+
+def archives(args):
+    """The same small images as files in nested folders, in tar archives and in memory."""
+    total, classes, batches = (400, 4, 3) if args.quick else (200_000, 20, 300)
+    with tempfile.TemporaryDirectory() as root:
+        os.mkdir(f"{root}/tars")
+        for c in range(classes):
+            jpegs = [io.BytesIO() for _ in range(25)]
+            for k, file in enumerate(jpegs):
+                Image.fromarray(photo(64, 64, 25 * c + k)).save(file, "jpeg", quality=90)
+            with tarfile.open(f"{root}/tars/{c:02}.tar", "w") as tar:
+                for k in range(total // classes):
+                    member, content = tarfile.TarInfo(f"{k // 1000}/{k:05}.jpg"), jpegs[k % 25]
+                    member.size = content.seek(0, os.SEEK_END)
+                    content.seek(0)
+                    tar.addfile(member, content)
+                    path = Path(f"{root}/folders/{c:02}/{member.name}")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content.getvalue())
+        found = []
+        for kind in ("tars", "folders") * 2:  # the first time is to warm up
+            start = time.perf_counter()
+            train_set, _ = data.load("imagenet22k", f"{root}/{kind}")
+            listed = time.perf_counter()
+            part = train_set.subset(data.random_subset(total, (batches + 1) * 100))
+            part.resize(32)
+            part_read = time.perf_counter()
+            in_memory = data.load_images(part)
+            ms = 1e3 * (time.perf_counter() - part_read) / len(part)
+            on_disk, (slicing, _) = read_batches(part, batches), read_batches(in_memory, batches)
+            found.append((1e3 * (listed - start), *on_disk, ms, slicing))
+        ours, baseline = found[2:]
+        what = f"{total:,} images of 64 px in {classes} tar archives; in nested folders"
+        yield row(f"{what}: to list them", "", ours[0], baseline[0])
+        yield row("an image of a batch, cropped to 32 px by two workers", "", ours[1], baseline[1])
+        if PROCESS_STATUS.exists():
+            yield row("memory of its own of a worker", "", ours[2], baseline[2], unit="MiB")
+        yield row("an image read into memory", "", ours[3], baseline[3])
+        yield row("an image of a batch from memory; from disk", "", ours[4], baseline[1])
+        if not args.quick:
+            tars, folders = (losses_of_a_search(f"{root}/{kind}") for kind in ("tars", "folders"))
+            assert tars == folders, (tars, folders)
+            what = f"a search of {len(tars[1])} steps has the same losses, their mean"
+            yield row(what, "", np.mean(tars[1]), np.mean(folders[1]), unit="")
+
+
 def launch(script, options, out, processes, threads):
     torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={processes}".split()
     command = [sys.executable, *(torchrun if processes > 1 else []), script]
@@ -404,7 +475,8 @@ def processes(args):
 # The command line
 
 PARTS = {
-    part.__name__: part for part in (supernet, tasks, photos, training, index, processes, growth)
+    part.__name__: part
+    for part in (supernet, tasks, photos, training, index, archives, processes, growth)
 }
 
 

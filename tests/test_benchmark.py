@@ -18,6 +18,7 @@ ROWS = {  # of each part; memory is measured on Linux alone
     "photos": 1,
     "training": 3 + CUDA,
     "index": 1 + LINUX,
+    "archives": 4 + LINUX,
     "processes": 2,
     "growth": 4,
 }

@@ -130,7 +130,7 @@ def test_a_folder_that_does_not_fit_in_memory(tmp_path, monkeypatch, folders):
     in_memory = data.load("folder", root, limit=15)
     monkeypatch.setattr(data, "MAX_BYTES", 3 * 32 * 32 * 16)
     on_disk = data.load("folder", root, limit=15)
-    line = "more than 0 GiB of pixels: read from disk for each batch, in random crops"
+    line = "more than 0 GiB of pixels: read from disk, in random crops"
     assert line in on_disk[0].notes and line not in in_memory[0].notes
     assert data.split_hash(*on_disk) == data.split_hash(*in_memory)
     for here, there in zip(in_memory, on_disk):
@@ -150,6 +150,7 @@ def test_what_a_folder_leaves_out_is_counted(tmp_path):
     train, test = data.load("folder", root, limit=6)
     assert train.notes[0] == "left out: 17 outside the folders that are used, 1 without an ending"
     assert "left out: 0 unreadable" in train.notes and test.notes == []
+    assert f"{root}: 6 images to train, 6 to evaluate" in train.notes
     for name in ("train", "old"):  # all else beside val/ and test/ is trained on
         (root / name).rename(root / f"{name}_photos")
     assert len(data.load("folder", root)[0]) == 17
@@ -681,7 +682,7 @@ def test_one_scale_for_all_images_of_sixteen_bits(tmp_path, capsys, name):
 # Tar archives
 
 
-def pack(folder, members=".", **options):
+def pack(folder, members="", **options):
     """Makes <folder>.tar of what is in a folder, in place of it."""
     with tarfile.open(f"{folder}.tar", "w", **options) as tar:
         tar.add(folder, members)
@@ -692,7 +693,7 @@ def pack_archives(folder):
     """As ImageNet's training images are: an archive of an archive for each class."""
     for path in folder.iterdir():
         pack(path)
-    pack(folder, "")
+    pack(folder)
 
 
 def pack_beside(folder):
@@ -707,7 +708,8 @@ def pack_beside(folder):
 
 PACKINGS = {
     "classes": lambda folder: [pack(path) for path in folder.iterdir()],
-    "whole": pack,
+    "whole": lambda folder: pack(folder, folder.name),
+    "dot": partial(pack, members="."),
     "archives": pack_archives,
     "beside": pack_beside,
     "pax": partial(pack, format=tarfile.PAX_FORMAT, pax_headers={"comment": "an image"}),
@@ -748,18 +750,22 @@ def test_tar_archives_are_folders(imagenet, tmp_path, monkeypatch, how):
 
 
 @pytest.mark.slow
-def test_a_search_on_tar_archives_is_the_same(imagenet, tmp_path):
+def test_a_search_from_disk_is_the_same(imagenet, tmp_path, monkeypatch):
+    """Whatever the number of workers, and from folders as from tar archives."""
+    monkeypatch.setattr(data, "MAX_BYTES", 0)
     found = []
-    for workers in (0, 1):
-        argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot"]
-        argv += ["--size", 40, "--batch_size", 4, "--workers", workers, "--print_every", 1]
-        run(search, *argv, "--alpha_start", 0, "--out", tmp_path / f"s{workers}")
-        lines = (tmp_path / f"s{workers}" / "log.jsonl").read_text().splitlines()[1:]
-        keys = "split", "loss", "alpha_loss", "alphas"
-        found.append([{k: v for k, v in json.loads(line).items() if k in keys} for line in lines])
-        if not workers:
+    for workers in (0, 3, 1):
+        argv = ["--dataset", "folder", "--data", imagenet, "--task", "rot", "--size", 16]
+        argv += ["--batch_size", 4, "--workers", workers, "--print_every", 1, "--alpha_start", 0]
+        run(search, *argv, "--out", tmp_path / f"s{workers}")
+        text = (tmp_path / f"s{workers}" / "log.jsonl").read_text()
+        head, *lines = map(json.loads, text.splitlines())
+        keys = "loss", "w_loss", "alpha_loss", "genotype"
+        found.append([head["split"], *({key: line.get(key) for key in keys} for line in lines)])
+        if workers == 3:
             PACKINGS["classes"](imagenet / "train")
-    assert found[0] == found[1] and sum("loss" in line for line in found[0]) >= 3
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) >= 5 and found[0][-1]["genotype"] and found[0][-1]["alpha_loss"]
 
 
 def add(tar, name, content=b"", **fields):
@@ -845,7 +851,7 @@ def test_tar_archives_that_are_not_whole(tmp_path):
     broken.append(whole[: starts[2]] + b"x" * 512 + whole[starts[2] + 512 :])
     for content in broken:
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"^{path}: no whole tar archive, or a compressed one"):
+        with pytest.raises(InputError, match=f"^{path}: not a whole .tar, or compressed"):
             data.load("imagenet22k", tmp_path)
     path.write_bytes(whole)
     train_set, _ = data.load("imagenet22k", tmp_path)

@@ -4,6 +4,10 @@ Built per source node, not per edge, as all edges that leave a node read the sam
 (and their BN) are computed once for all edges, its ReLU once for all ops, and the E copies of a
 convolution, one per edge, run as one grouped convolution. tests/edge_supernet.py is the same
 function edge by edge.
+
+With partial channels (PC-DARTS, Xu et al. 2020) the ops of an edge get one of `partial` parts of
+its channels, which makes them cheaper, and the other channels pass by. Betas then weight the edges
+that enter a node, as alphas do the ops of an edge.
 """
 
 import functools
@@ -15,6 +19,9 @@ import torch.nn.functional as F
 
 from genotypes import NODES, NUM_EDGES, PRIMITIVES, Genotype
 from ops import OPS, STEMS, ReLUConvBN, factorized_reduce, reduction_cells, relu_conv_bn
+
+
+ENTERING = range(2, 2 + NODES)  # how many edges enter each node
 
 
 def edge_index(node, source):
@@ -73,37 +80,49 @@ def scaled_bn(bn, x, weight):
 
 
 class Cell(nn.Module):
-    def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev):
+    def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev, partial=1):
         super().__init__()
-        self.reduction = reduction
+        self.reduction, self.partial = reduction, partial
         preprocess = factorized_reduce if reduction_prev else relu_conv_bn
         self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
         # readers[j]: the nodes with an edge from j. The last node has no readers.
         self.readers = [range(max(2, j + 1), 2 + NODES) for j in range(1 + NODES)]
         self.sources = nn.ModuleList(
-            MixedEdges(C, 2 if reduction and j < 2 else 1, copies=len(nodes))
+            MixedEdges(C // partial, 2 if reduction and j < 2 else 1, copies=len(nodes))
             for j, nodes in enumerate(self.readers)
         )
 
-    def forward(self, s0, s1, weights):
-        """s0 (B, C_prev_prev, H, W), s1 (B, C_prev, H, W), weights (14, 8) -> (B, 4C, h, w)."""
-        rows = weights.unbind(0)
+    def forward(self, s0, s1, weights, edge_weights):
+        """s0 (B, C_prev_prev, H, W), s1 (B, C_prev, H, W), weights (14, 8) of the ops and (14,) of
+        the edges, which all ops have in them -> (B, 4C, h, w)."""
+        rows, edge_weights = weights.unbind(0), edge_weights.split([*ENTERING])
         states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}  # (B, C, h, w) for each node
+        passing = []  # (B, C - C/K, h, w) for each node that has edges to others
         for j, (edges, nodes) in enumerate(zip(self.sources, self.readers)):
-            mixed = edges(states[j], torch.stack([rows[edge_index(node, j)] for node in nodes]))
+            x = states[j]
+            if self.partial > 1:
+                x, rest = x.tensor_split([x.shape[1] // self.partial], 1)
+                pools = self.reduction and j < 2
+                passing.append(F.max_pool2d(rest, 2, ceil_mode=True) if pools else rest)
+            mixed = edges(x, torch.stack([rows[edge_index(node, j)] for node in nodes]))
             for node, y in zip(nodes, mixed):  # the sum in a node is complete when its turn comes
                 states[node] = states[node] + y if node in states else y
+            if self.partial > 1 and j > 0:
+                terms = [w * rest for w, rest in zip(edge_weights[j - 1], passing)]
+                y = torch.cat([states[j + 1], functools.reduce(torch.add, terms)], 1)
+                states[j + 1] = F.channel_shuffle(y, self.partial)
         return torch.cat([states[node] for node in range(2, 2 + NODES)], 1)
 
 
 class Supernet(nn.Module):
-    """`supernet(x, alphas)`: x (B, in_channels, H, W), alphas (2, 14, 8) for normal and reduction
-    cells -> logits. `head(C)` builds the module that gets the features (B, C, h, w) and the (H, W)
-    of x; `reductions` cells halve the resolution. The alphas are not parameters of this module, so
-    that the optimisers of weights and alphas cannot overlap."""
+    """`supernet(x, alphas, betas)`: x (B, in_channels, H, W), alphas (2, 14, 8) and, with partial
+    channels, betas (2, 14) for normal and reduction cells -> logits. `head(C)` builds the module
+    that gets the features (B, C, h, w) and the (H, W) of x; `reductions` cells halve the
+    resolution; `partial` divides C. Alphas and betas are not parameters of this module, so that the
+    optimisers of weights and alphas cannot overlap."""
 
-    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2):
+    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2, partial=1):
         super().__init__()
         self.stem = STEMS[stem](in_channels, C)
         C_prev_prev, C_prev, reduction_prev = self.stem.C_out, self.stem.C_out, self.stem.reduces
@@ -111,15 +130,15 @@ class Supernet(nn.Module):
         for i in range(layers):
             reduction = i in reduction_cells(layers, reductions)
             C = 2 * C if reduction else C
-            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev))
+            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, partial))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.head = head(C_prev)
 
-    def forward(self, x, alphas):
-        normal, reduction = F.softmax(alphas, dim=-1).unbind(0)
+    def forward(self, x, alphas, betas=None):
+        normal, reduction = zip(*normalise(alphas, betas))
         s0, s1 = self.stem(x)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, reduction if cell.reduction else normal)
+            s0, s1 = s1, cell(s0, s1, *(reduction if cell.reduction else normal))
         return self.head(s1, x.shape[-2:])
 
 
@@ -128,11 +147,26 @@ def init_alphas(device):
     return (1e-3 * torch.randn(2, NUM_EDGES, len(PRIMITIVES))).to(device).requires_grad_()
 
 
-def derive(alphas) -> Genotype:
-    """The discrete cells of alphas (2, 14, 8): of each node the two edges with the largest softmax
-    weight of an op other than `none`, the stronger first, with this op; ties to the lower index."""
+def init_betas(device):
+    return (1e-3 * torch.randn(2, NUM_EDGES)).to(device).requires_grad_()
+
+
+def normalise(alphas, betas=None):
+    """The weights of the ops (2, 14, 8) and of the edges (2, 14): softmax of the alphas of an edge
+    and of the betas of the edges that enter a node. Betas weight the ops, too."""
+    weights = F.softmax(alphas, dim=-1)
+    if betas is None:
+        return weights, weights.new_ones(2, NUM_EDGES)
+    edge_weights = torch.cat([F.softmax(b, dim=-1) for b in betas.split([*ENTERING], 1)], 1)
+    return weights * edge_weights.unsqueeze(2), edge_weights
+
+
+def derive(alphas, betas=None) -> Genotype:
+    """The discrete cells of alphas (2, 14, 8) and betas: of each node the two edges with the
+    largest weight of an op other than `none`, the stronger first, with this op; ties to the lower
+    index."""
     fields = []
-    for weights in F.softmax(alphas.detach(), dim=-1).tolist():
+    for weights in normalise(alphas, betas)[0].tolist():
         pairs = []
         for node in range(2, 2 + NODES):
             edges = []

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from genotypes import NODES, NUM_EDGES, PRIMITIVES, Genotype
 from ops import OPS, STEMS, ReLUConvBN, factorized_reduce, reduction_cells, relu_conv_bn
 
-
 ENTERING = range(2, 2 + NODES)  # how many edges enter each node
 
 
@@ -161,24 +160,34 @@ def normalise(alphas, betas=None):
     return weights * edge_weights.unsqueeze(2), edge_weights
 
 
-def derive(alphas, betas=None) -> Genotype:
+def derive(alphas, betas=None, max_skips=2 * NODES) -> Genotype:
     """The discrete cells of alphas (2, 14, 8) and betas: of each node the two edges with the
     largest weight of an op other than `none`, the stronger first, with this op; ties to the lower
-    index."""
+    index. While the normal cell has more than `max_skips` skip connections, the weakest of them
+    gets weight 0 and the cell is derived anew, as in P-DARTS (Chen et al. 2019)."""
     fields = []
-    for weights in normalise(alphas, betas)[0].tolist():
-        pairs = []
-        for node in range(2, 2 + NODES):
-            edges = []
-            for j in range(node):
-                weight = dict(zip(PRIMITIVES, weights[edge_index(node, j)]))
-                weight.pop("none")
-                op = max(weight, key=weight.get)
-                edges.append((weight[op], op, j))
-            edges.sort(key=lambda edge: -edge[0])
-            pairs += [(op, j) for _, op, j in edges[:2]]
-        fields += [pairs, list(range(2, 2 + NODES))]
+    for weights, limit in zip(normalise(alphas, betas)[0].tolist(), (max_skips, 2 * NODES)):
+        edges = strongest_edges(weights)
+        while len(skips := [edge for edge in edges if edge[1] == "skip_connect"]) > limit:
+            weight, op, node, j = min(skips)
+            weights[edge_index(node, j)][PRIMITIVES.index(op)] = 0
+            edges = strongest_edges(weights)
+        fields += [[(op, j) for _, op, _, j in edges], list(range(2, 2 + NODES))]
     return Genotype(*fields)
+
+
+def strongest_edges(weights):
+    """[(weight, op, node, source)], two for each node, from the weights of one cell."""
+    chosen = []
+    for node in range(2, 2 + NODES):
+        edges = []
+        for j in range(node):
+            weight = dict(zip(PRIMITIVES, weights[edge_index(node, j)]))
+            weight.pop("none")
+            op = max(weight, key=weight.get)
+            edges.append((weight[op], op, node, j))
+        chosen += sorted(edges, key=lambda edge: -edge[0])[:2]
+    return chosen
 
 
 def alpha_stats(alphas, genotype: Genotype) -> dict:

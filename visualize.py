@@ -1,4 +1,4 @@
-"""Pictures: a cell, alpha history and weights of a search, the predictions of a network trained on seg.
+"""Pictures: a cell, history and weights of a search, predictions of a network trained on seg.
 
 python visualize.py darts_v2 --out cell.pdf      # any cell, as .png, .pdf or .svg
 python visualize.py runs/search_shapes_rot_s0    # a search: cell.png, alphas.png and weights.png

@@ -52,19 +52,20 @@ def exact_search(out, reduce_alphas=True):
         return prepare(self, *batch, train=False)
 
     def step(self, *args, **kwargs):
-        gradients.append(self.param_groups[0]["params"][0].grad.flatten().tolist())
+        flat = [p.grad.flatten() for p in self.param_groups[0]["params"]]  # alphas and betas
+        gradients.append(torch.cat(flat).tolist())
         return take_step(self, *args, **kwargs)
 
     def average_gradients(parameters):
         if reduce_alphas or not isinstance(parameters, list):
             average(parameters)
 
-    argv = "--task rot --size 16 --limit 64 --batch_size 16 --print_every 1 --out".split()
+    argv = "--task rot --size 16 --limit 64 --batch_size 16 --print_every 1 --partial 2".split()
     torch.set_default_dtype(torch.float64)
     nn.BatchNorm2d.train, pretext.Rotation.prepare = keep_statistics, prepare_without_augmentation
     torch.optim.Adam.step, utils.average_gradients = step, average_gradients
     try:
-        genotype = search.main(search.parse_args([*SMALL, *argv, str(out)]))
+        genotype = search.main(search.parse_args([*SMALL, *argv, "--out", str(out)]))
     except RuntimeError as raised:
         error = str(raised)
     finally:

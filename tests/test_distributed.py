@@ -76,6 +76,7 @@ def test_two_processes_search_as_one(found, tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-9)
     assert two["genotype"] == json.loads(json.dumps(one["genotype"]))
     gradients, reduced, alone = (torch.tensor(run["gradients"]) for run in (one, two, without))
+    assert gradients.shape == (2, 2 * 14 * 8 + 2 * 14) and gradients[:, -28:].abs().max() > 1e-7
     assert gradients.abs().max() > 1e-5
     torch.testing.assert_close(reduced, gradients, rtol=1e-5, atol=1e-12)
     with pytest.raises(AssertionError):  # what the official code does

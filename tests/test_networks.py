@@ -32,15 +32,19 @@ def seg(C):
     return ASPPHead(C, 10, 4, [6])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    "K, layout",
-    [(1, torch.contiguous_format), (1, torch.channels_last), (2, torch.channels_last)]
-    + [(4, torch.channels_last), (4, torch.contiguous_format)],
-)
-@pytest.mark.parametrize(
-    "stem, size, head",
-    [("cifar", 16, ten_classes), ("cifar", 13, ten_classes), ("cifar", 13, jig)]
-    + [("imagenet", 64, ten_classes), ("imagenet", 75, seg)],
+    "stem, size, head, K",
+    [
+        ("cifar", 16, ten_classes, 1),
+        ("cifar", 13, ten_classes, 1),
+        ("cifar", 13, jig, 4),
+        ("cifar", 16, ten_classes, 2),
+        ("imagenet", 64, ten_classes, 1),
+        ("imagenet", 75, ten_classes, 1),
+        ("imagenet", 75, seg, 4),
+        ("imagenet", 64, jig, 2),
+    ],
 )
 def test_supernet_equals_edge_by_edge(stem, size, head, K, layout):
     """Partial channels, too."""
@@ -142,6 +146,31 @@ def test_derive():
     entropy = torch.distributions.Categorical(logits=alphas).entropy().mean(1) / math.log(8)
     assert found["entropy"] == pytest.approx(entropy.tolist(), abs=1e-6)
     assert found["entropy"][1] == 1 and found["entropy"][0] < 0.5
+
+
+def test_derive_with_betas_and_few_skips():
+    skip, conv = (PRIMITIVES.index(op) for op in ("skip_connect", "sep_conv_3x3"))
+    alphas, betas = torch.zeros(2, 14, 8), torch.zeros(2, 14)
+    alphas[:, :, skip] = 2 + torch.arange(14) / 100  # the later, the stronger
+    alphas[:, :, conv] = 1
+    assert derive(alphas).normal == [
+        *[("skip_connect", j) for j in (1, 0, 2, 1)],
+        *[("skip_connect", j) for j in (3, 2, 4, 3)],
+    ]
+    # The weakest give way to the next best edge, or the next best op of theirs.
+    genotype = derive(alphas, max_skips=5)
+    assert genotype.normal[:4] == [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)] + [
+        ("skip_connect", 2),
+        ("sep_conv_3x3", 0),
+    ]
+    assert [op for op, _ in genotype.normal[4:]] == ["skip_connect"] * 4
+    assert genotype.reduce == derive(alphas).reduce  # of the normal cell alone
+    # A strong edge wins over a strong op: 0 -> 3 and 1 -> 3, and 1 -> 2 before 0 -> 2
+    betas[:, 2:4] = torch.tensor([3, 2])
+    betas[:, 1] = 0.1
+    normal = derive(alphas, betas).normal
+    assert normal[:4] == [("skip_connect", j) for j in (1, 0, 0, 1)]
+    assert "skip_connect" not in [op for op, _ in derive(alphas, betas, max_skips=0).normal]
 
 
 @pytest.mark.parametrize("name", list(CELLS))

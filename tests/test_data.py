@@ -253,9 +253,8 @@ def test_file_names_that_are_not_text(tmp_path, capsys):
 
 
 def test_shares_of_each_class():
-    dataset = data.ImageSet(
-        torch.zeros(130, 1, 1, 3), torch.tensor([0] * 100 + [2] * 20 + [1] * 10)
-    )
+    labels = torch.tensor([0] * 100 + [2] * 20 + [1] * 10)
+    dataset = data.ImageSet(torch.zeros(130, 1, 1, 3), labels)
     w, alphas = data.split(dataset, 0, (0.5, 0.25))
     assert dataset.labels[w].bincount().tolist() == [50, 5, 10]
     assert dataset.labels[alphas].bincount().tolist() == [25, 3, 5]

@@ -124,8 +124,10 @@ def split_in_half(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def split(dataset, seed: int, shares) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two random parts of the images as sorted indices: these two shares of each class, or of all
+    """Two random parts of the images as sorted indices: halves, or two shares of each class, of all
     images if there are no labels."""
+    if not shares:
+        return split_in_half(len(dataset), seed)
     if sum(shares) > 1:
         raise InputError(f"--images {shares[0]} {shares[1]}: together more than all images")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

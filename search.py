@@ -64,31 +64,32 @@ def parse_args(argv=None):
     parser.add_argument("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     group = parser.add_argument_group("data")
     data.add_arguments(group)
-    shares = dict(nargs=2, type=at_least(0), metavar=("W", "ALPHA"))
-    text = "shares of each class for weights and alphas (without: one half of all images each)"
-    group.add_argument("--images", help=text, **shares)
+    text = "shares of each class for weights and alphas (without it: one half of all images each)"
+    pair = dict(nargs=2, type=at_least(0), metavar=("W", "ALPHA"))
+    group.add_argument("--images", **pair, help=text)
     add = parser.add_argument_group("model").add_argument
     add("--width", type=cli.even, help="channels of the first cells")
     add("--layers", type=at_least(1, int), help="number of cells")
     add("--partial", type=at_least(1, int), metavar="K", help="1/K of the channels go through ops")
     add("--stem", choices=list(ops.STEMS), help="full or 1/8 resolution (default: by --size)")
     add = parser.add_argument_group("optimiser").add_argument
-    add("--epochs", type=at_least(1, int), help="passes over half of the training set")
+    add("--epochs", type=at_least(1, int), help="passes over the images for the weights")
     add("--batch_size", type=at_least(2, int), help="images per step of each half, of all ranks")
     add("--lr", type=at_least(0), help="of the weights: SGD, momentum 0.9, cosine by epoch")
     add("--weight_decay", type=at_least(0), help="of the weights")
-    add("--grad_clip", type=at_least(0), default=5.0, help="largest norm of a gradient; 0: any")
+    add("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: any")
     add("--alpha_lr", type=at_least(0), help="of the alphas: Adam, weight decay 1e-3")
     add("--alpha_start", type=at_least(0, int), help="epochs before the first alpha step")
-    add = parser.add_argument_group("collapse: what is done about skip connections").add_argument
-    text = "skip connections that the normal cell may have; the weakest give way"
-    add("--max_skips", type=at_least(0, int), metavar="N", default=2 * genotypes.NODES, help=text)
-    text = "end when the normal cell would have so many skip connections"
-    add("--stop_skips", type=at_least(1, int), metavar="N", help=text)
-    text = "end when the cells have not changed for so many epochs"
-    add("--stop_stable", type=at_least(1, int), metavar="EPOCHS", help=text)
+    add = parser.add_argument_group("collapse to skip connections").add_argument
+    add("--max_skips", type=at_least(0, int), metavar="N", help="of a normal cell; the weakest go")
+    add("--stop_skips", type=at_least(1, int), metavar="N", help="end with N in the normal cell")
+    add(
+        "--stop_stable", type=at_least(1, int), metavar="N", help="end with N epochs of equal cells"
+    )
     runs.add_arguments(parser.add_argument_group("run"))
-    parser.set_defaults(**chosen, **table_row(DEFAULTS, *chosen.values()))
+    parser.set_defaults(
+        grad_clip=5.0, max_skips=8, **chosen, **table_row(DEFAULTS, *chosen.values())
+    )
     return parser.parse_args(argv)
 
 
@@ -108,10 +109,7 @@ def main(args):
     task = pretext.make_task(
         args.task, train_set, args.size, args.stem, args.layers, device, search=True
     )
-    if args.images:
-        w_split, alpha_split = data.split(train_set, args.seed, args.images)
-    else:
-        w_split, alpha_split = data.split_in_half(len(train_set), args.seed)
+    w_split, alpha_split = data.split(train_set, args.seed, args.images)
     test_split = None
     if test_set is None:  # ImageNet-22K has no evaluation images
         test_set = train_set
@@ -120,11 +118,11 @@ def main(args):
 
     # --- model
     torch.manual_seed(args.seed)
-    shape, partial = (args.width, args.layers, args.stem), args.partial
-    supernet = model_search.Supernet(*shape, **task.network_args, partial=partial)
+    shape = args.width, args.layers, args.stem
+    supernet = model_search.Supernet(*shape, **task.network_args, partial=args.partial)
     supernet = utils.place(supernet, device, args.sync_bn)
     arch = [model_search.init_alphas(device)]
-    if partial > 1:
+    if args.partial > 1:
         arch.append(model_search.init_betas(device))
     torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
@@ -211,8 +209,9 @@ def main(args):
             run.print(f"  {cell}: alpha entropy {entropy:.4f}, skips {skips}, convolutions {convs}")
             if not convs:
                 run.print(f"  warning: the {cell} cell has no convolution: a collapsed search?")
-        if more := count_skips(model_search.derive(*arch)) - stats["skips"][0]:
-            run.print(f"  --max_skips {args.max_skips}: the normal cell had {more} more")
+        if genotype != (unlimited := model_search.derive(*arch)):
+            skips = model_search.alpha_stats(arch[0], unlimited)["skips"][0]
+            run.print(f"  --max_skips {args.max_skips}: the normal cell had {skips} skips")
 
     # --- the cell that was found
     genotype = model_search.derive(*arch, max_skips=args.max_skips)
@@ -231,21 +230,17 @@ def main(args):
     return genotype
 
 
-def count_skips(genotype):
-    return sum(op == "skip_connect" for op, _ in genotype.normal)
-
-
 def why_stop(args, history):
     """Why a search ends before its last epoch, or None: the rules of DARTS+ (Liang et al. 2019), on
-    the cells that each epoch with alpha steps would give without --max_skips."""
-    cells = []
-    for epoch in history[args.alpha_start :]:
+    the cells that the last epochs with alpha steps would give without --max_skips."""
+    cells, skips, stable = [], 0, args.stop_stable or 0
+    for epoch in history[args.alpha_start :][-1 - stable :]:
         arch = [torch.tensor(epoch[name]) for name in ("alphas", "betas") if name in epoch]
         cells.append(model_search.derive(*arch))
-    stable = args.stop_stable
-    if args.stop_skips and cells and count_skips(cells[-1]) >= args.stop_skips:
-        return f"{count_skips(cells[-1])} skip connections in the normal cell"
-    if stable and len(cells) > stable and all(c == cells[-1] for c in cells[-1 - stable :]):
+        skips = model_search.alpha_stats(arch[0], cells[-1])["skips"][0]
+    if args.stop_skips and skips >= args.stop_skips:
+        return f"{skips} skip connections in the normal cell"
+    if stable and len(cells) > stable and all(cell == cells[0] for cell in cells):
         return f"the same cells for {stable} epochs"
 
 

@@ -129,13 +129,12 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
     edges = [(j, node) for node in range(2, 2 + genotypes.NODES) for j in range(node)]
     names = {0: "$c_{k-2}$", 1: "$c_{k-1}$"}
     figure = Figure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for i, (ax, cell) in enumerate(zip(axes, ("normal", "reduction"))):
-        weights = softmax(epoch["alphas"][i])  # (14, 8)
+    for i, (ax, cell) in enumerate(zip(figure.subplots(1, 2), ("normal", "reduction"))):
+        weights = softmax(epoch["alphas"])[i]  # (14, 8)
         columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
-        limits = np.full(len(columns), np.max([softmax(rows) for rows in epoch["alphas"]]))
+        limits = np.full(len(columns), softmax(epoch["alphas"]).max())
         if "betas" in epoch:  # of each node
-            parts = np.split(np.array(epoch["betas"][i]), np.cumsum([2, 3, 4]))
+            parts = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
             weights = np.column_stack([weights, np.concatenate([softmax(part) for part in parts])])
             columns, limits = [*columns, "edge"], [*limits, 1]
         ax.imshow(weights / limits, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")

@@ -2,12 +2,15 @@
 
 import argparse
 import json
-import math
 import os
+import re
+import reprlib
 import secrets
 import sys
-from datetime import timedelta
 from pathlib import Path
+
+NUMBER = int, float  # as a shape of JSON
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # neither file names nor figures can have these
 
 
 class InputError(ValueError):
@@ -26,12 +29,17 @@ def run(main, parse_args, argv=None):
     try:
         args = parse_args(argv)
         main(args)
-    except (InputError, OSError) as error:
-        message = str(error)
-        if not isinstance(error, InputError):
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
+        message = (str(error).splitlines() or [""])[0]
+        if isinstance(error, OSError):
             if error.filename is None:  # of a socket, say
                 raise
             message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        elif not isinstance(error, InputError):
+            known = "allocate memory", "out of memory"
+            if not isinstance(error, MemoryError) and not any(text in message for text in known):
+                raise
+            message += ": smaller --batch_size, --width or --size?"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"{sys.argv[0]}: error{rank}: {message}", file=sys.stderr)
         sys.exit(2)
@@ -44,18 +52,20 @@ def run(main, parse_args, argv=None):
 # --------------------------------------------------------------------------------------------------
 # Arguments
 
+LARGEST = {int: 2**31, float: 1e38}  # what int32 and float32 hold
 
-def at_least(minimum, kind=float, below=math.inf):
-    """An argparse type: a number of that kind with minimum <= number < below."""
+
+def at_least(minimum, kind=float, below=None):
+    """An argparse type: a number of that kind with minimum <= number < below, or LARGEST."""
 
     def number(text):
         value = kind(text)
-        if not minimum <= value < below:
+        if not minimum <= value < (below or LARGEST[kind]):
             raise ValueError
         return value
 
     number.__name__ = f"{kind.__name__} >= {minimum}"
-    if below < math.inf:
+    if below:
         number.__name__ += f" and < {below}"
     return number
 
@@ -69,7 +79,7 @@ def path(text):
 
 def even(text):
     """An argparse type: a positive even number of channels, as factorized reductions halve it."""
-    if int(text) < 2 or int(text) % 2:
+    if not 2 <= int(text) <= 65536 or int(text) % 2:
         raise ValueError
     return int(text)
 
@@ -128,11 +138,38 @@ def write_json(path, value):
     replace_file(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path):
+def read_json(path, shape, text=None):
+    """The content of a JSON file, or a line of it, `text`, if it has the shape: see check_shape."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(text or Path(path).read_bytes(), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from None
+    check_shape(value, shape, path)
+    return value
+
+
+def check_shape(value, shape, where, *names):
+    """InputError unless a value from JSON has that shape: a type or None, [shape] for a list of
+    such, {name: shape} for an object with at least these fields (`...` is any other), or a tuple
+    of shapes, one of which it has. What is missing, or NaN, becomes None; a bool is no int."""
+    shapes = shape if isinstance(shape, tuple) else (shape,)
+    by_type = {shape if isinstance(shape, type) else type(shape): shape for shape in shapes}
+    if object in by_type:
+        return
+    wrong = (type(value) in NUMBER and not abs(value) < 2**63) or type(value) not in by_type
+    if wrong or (type(value) is str and NO_TEXT.search(value)):
+        field = " ".join(map(json.dumps, names)) or "it"
+        wanted = " or ".join(kind.__name__ for kind in by_type)
+        raise InputError(f"{where}: {field} is {reprlib.repr(value)}, where {wanted} is due")
+    shape = by_type[type(value)]
+    if isinstance(shape, list):
+        for k, item in enumerate(value):
+            check_shape(item, shape[0], where, *names, k)
+    elif isinstance(shape, dict):
+        for name in dict.fromkeys([*shape, *value]):
+            if name is not ...:
+                inner = shape.get(name, shape.get(..., object))
+                check_shape(value.setdefault(name), inner, where, *names, name)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,4 +192,6 @@ def format_metrics(metrics):
 
 def format_seconds(seconds):
     """0:05, 10:05, 1:10:05"""
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

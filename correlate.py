@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import cli
-from cli import InputError, at_least
-from genotypes import nasbench_hash, parse_nasbench
+import genotypes
+from cli import NUMBER, InputError, at_least
 
 SPACES = {"darts": "DARTS", "nasbench101": "NAS-Bench-101"}
 STYLES = {  # of a task: colour, marker
@@ -40,8 +39,8 @@ def parse_args(argv=None):
     text, _ = __doc__.split("\n", 1)
     parser = argparse.ArgumentParser(description=text, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
-    add("folders", nargs="+", metavar="[NAME=]FOLDER", help="results of the data set NAME")
-    add("--out", metavar="DIR", default="runs/correlation", help="where to write")
+    add("folders", nargs="+", type=cli.path, metavar="[NAME=]FOLDER", help="of data set NAME")
+    add("--out", type=cli.path, metavar="DIR", default="runs/correlation", help="where to write")
     add("--score", choices=["best", "final"], default="best", help="the epoch that counts")
     add("--bootstrap", type=at_least(100, int), default=2000, help="samples for the intervals")
     add("--seed", type=at_least(0, int), default=0, help="of the bootstrap and of Fig. 5")
@@ -52,15 +51,6 @@ def parse_args(argv=None):
 # Reading: a training is its result.json, or the same of the release; higher scores are better.
 
 
-@contextmanager
-def parsing(path):
-    """Malformed content becomes an InputError with the file and what is wrong in it."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: not as the scripts write it ({error!r})") from None
-
-
 def recipe(identity) -> dict:
     """The settings that comparable trainings share; --max_macs chooses a width for each cell."""
     varying = {"seed", "genotype", "split"} | ({"width"} if identity.get("max_macs") else set())
@@ -68,10 +58,10 @@ def recipe(identity) -> dict:
 
 
 def read_result(path, score):
-    result = cli.read_json(path)
+    result = genotypes.read_result(path)
     key = json.dumps(result["genotype"])
     if result["space"] == "nasbench101":  # isomorphic cells are one architecture
-        key = nasbench_hash(parse_nasbench(result["genotype"], path))
+        key = genotypes.nasbench_hash(genotypes.parse_arch(result, path))
     sign = 1.0 if result["higher_is_better"] else -1.0
     epochs = [sign * epoch[result["metric"]] for epoch in result["epochs"]]
     training = {"key": key, "score": sign * result[score], "params": 1.0 * result["params"]}
@@ -85,11 +75,13 @@ def read_release(path, score):
         raise InputError(f"{path}: expected darts|nas_bench/<data set>/<task>/<run>/, --score best")
     shared = {"space": space, "dataset": dataset, "task": task, "seed": seed}
     shared |= {"epochs": [], "params": math.nan, "recipe": {}}
-    for job in cli.read_json(path)["job_summaries"]:
+    a_job = {"job_id": (int, str), "min_test_top1": (*NUMBER, None, [(*NUMBER, None)])}
+    a_job |= {"net": {"genotype": dict}} if space == "darts" else {}
+    for job in cli.read_json(path, {"job_summaries": [a_job]})["job_summaries"]:
         arch = str(job["job_id"])
         key = json.dumps(job["net"]["genotype"], sort_keys=True) if space == "darts" else arch
-        error = np.array(job["min_test_top1"], dtype=float).flat[-1]  # of a list, the lowest so far
-        yield shared | {"arch": arch, "key": key, "score": 100 - error}
+        errors = np.hstack([math.nan, job["min_test_top1"]]).astype(float)  # lowest so far
+        yield shared | {"arch": arch, "key": key, "score": 100 - errors[-1]}
 
 
 def read(folders, score) -> dict:
@@ -98,20 +90,19 @@ def read(folders, score) -> dict:
     hint = "for the same data set and task; give the folders different names, NAME=FOLDER"
     spaces, recipes = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), {}
     for text in folders:
-        dataset, _, folder = text.rpartition("=")
+        named = "=" in text and not Path(text).is_dir()
+        dataset, folder = text.split("=", 1) if named else ("", text)
         paths = sorted(path for path in Path(folder).rglob("*.json") if path.name in readers)
-        if not paths:
+        if not folder or not paths:
             raise InputError(f"{folder}: no such folder, or no {' or '.join(readers)} in it")
         for path in paths:
-            with parsing(path):
-                trainings = list(readers[path.name](path, score))
-            for training in trainings:
+            for training in readers[path.name](path, score):
                 space, a = training["space"], (dataset or training["dataset"], training["task"])
                 seeds = spaces[space][a][training["key"]]
                 this, seed = training["recipe"], training["seed"]
                 first = recipes.setdefault((space, a), this)
                 differ = [k for k in first | this if first.get(k) != this.get(k)]
-                wrong = [f"{k} = {this.get(k)}, but {first.get(k)} elsewhere" for k in differ]
+                wrong = [f"{k} = {this.get(k)!r}, but {first.get(k)!r} elsewhere" for k in differ]
                 if seed in seeds:
                     wrong.append(f"a second result of {training['arch']}, seed {seed}")
                 if wrong:

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from filelock import FileLock
-from PIL import Image
 
 import cli
 import image_files
@@ -176,7 +175,7 @@ def batches(dataset, view: View, batch_size: int, device, index=None, seed=None,
         order = np.random.default_rng(seed).permutation(len(index))
         order = torch.from_numpy(order[: len(index) // batch_size * batch_size])
         parts = index[order].view(-1, batch_size)[skip:].chunk(world, 1)[rank]
-    parts = (part for part in parts if len(part))
+    parts = [part for part in parts if len(part)]
     for images, targets, part in dataset.fetch(parts, view, seed, device):
         images = images.to(device, non_blocking=True)
         targets = None if targets is None else targets.to(device, non_blocking=True)
@@ -213,9 +212,9 @@ def read_cifar10(path, *_):
 
 def read_folder(root, size, limit):
     found, left_out = list_images(root)
-    train_root = root / "train" if (root / "train").is_dir() else root
-    val_roots = [folder for folder in (root / "val", root / "test") if folder.is_dir()]
-    test_root = val_roots[0] if val_roots else train_root
+    train_root = (*image_files.find_parts(root, image_files.TRAINING), root)[0]
+    val_roots = image_files.find_parts(root, image_files.EVALUATION)
+    test_root = (*val_roots, train_root)[0]
     paths = [f for f in found if train_root in f.parents and not {*val_roots} & {*f.parents}]
     test_paths = [f for f in found if val_roots and test_root in f.parents]
     if not paths:
@@ -229,11 +228,15 @@ def read_folder(root, size, limit):
     elif train_root != root:
         classes = sorted({f.relative_to(train_root).parts[0] for f in paths})
         test_classes = {f.relative_to(test_root).parts[0] for f in test_paths}
-        image_files.check_classes(test_root, test_classes, classes)
-        if len(classes) == 1:
-            why_no_labels, classes = image_files.one_class(train_root, classes[0]), []
+        for folder, found_there in ((test_root, test_classes), (train_root, classes)):
+            reason = image_files.why_unlabelled(folder, sorted(found_there), classes)
+            why_no_labels = reason or why_no_labels
+    if why_no_labels:
+        classes = []
+    sides, whites, notes = image_files.survey("", paths)
     if not size:
-        size, *notes = fitting_size(paths)
+        size, note = fitting_size(sides, len(paths))
+        notes.insert(0, note)
     if not val_roots:
         held_out = random_subset(len(paths), max(1, round(HELD_OUT * len(paths)))).tolist()
         test_paths = [paths[i] for i in held_out]
@@ -242,7 +245,7 @@ def read_folder(root, size, limit):
     sets = []
     for folder, part in ((train_root, paths), (test_root, test_paths)):
         chosen = [part[i] for i in random_subset(len(part), limit).tolist()]
-        dataset = read_images(folder, chosen, size, classes)
+        dataset = read_images(folder, chosen, size, classes, whites)
         dataset.why_no_labels = why_no_labels or dataset.why_no_labels
         left_out["beyond --limit"] += len(part) - len(chosen)
         left_out["unreadable"] += len(dataset.unreadable)
@@ -285,23 +288,17 @@ def listed(counts):
     return ", ".join(f"{n} {what}" for what, n in by_count if n) or "nothing"
 
 
-def fitting_size(paths):
-    """The one of SIZES for these photos, by the headers of some of them, and a note on it."""
-
-    def shorter_side(path):
-        with Image.open(path) as image:
-            return min(image.size)
-
-    chosen = [paths[i] for i in random_subset(len(paths), 1000).tolist()]
-    sides = sorted(image_files.try_all(shorter_side, chosen)[0].values()) or [0]
+def fitting_size(sides, images):
+    """The one of SIZES for so many photos with these shorter sides, and a note on it."""
+    sides = sides or [0]
     median = sides[len(sides) // 2]
-    fitting = [s for s in SIZES if s <= median and 3 * s * s * len(paths) <= MAX_BYTES / 4]
+    fitting = [s for s in SIZES if s <= median and 3 * s * s * images <= MAX_BYTES / 4]
     size = max(fitting, default=SIZES[0])
     found = f"{len(sides)} images: {sides[0]} to {sides[-1]} pixels, median {median}"
     return size, f"size {size}, from the shorter sides of {found}; --size takes another"
 
 
-def read_images(root, paths, size, classes):
+def read_images(root, paths, size, classes, whites):
     """An ImageSet of those files that can be read, with labels if there are classes."""
     if len(paths) * size * size * 3 > MAX_BYTES:
         images = f"{len(paths)} images of {size} x {size}"
@@ -312,7 +309,7 @@ def read_images(root, paths, size, classes):
         return image_files.middle(W, H, min(W, H), min(W, H), size)
 
     def read(i):
-        images[i], _, found = image_files.read_rgb(paths[i], middle_square)
+        images[i], _, found = image_files.read_rgb(paths[i], middle_square, whites)
         return found
 
     formats, errors = image_files.try_all(read, range(len(paths)))
@@ -370,6 +367,8 @@ def examine(title, dataset):
     for what, classes in (("labels", dataset.classes), ("masks", dataset.mask_classes)):
         none = f"none ({getattr(dataset, f'why_no_{what}')})"
         yield f"  {what}: {none if getattr(dataset, what) is None else f'{len(classes)} classes'}"
+    if dataset.masks is not None:
+        yield f"  {dataset.labelled:.1%} of the pixels of these masks count"
     if dataset.labels is not None:
         counts = dataset.labels.bincount(minlength=len(dataset.classes)).tolist()
         yield from (f"  {name}: {n}" for name, n in zip(dataset.classes[:50], counts))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 import cli
-from cli import InputError, read_json
+from cli import NUMBER, InputError, check_shape, read_json
 
 # The candidate operations of the DARTS space, in the order of the columns of alpha
 PRIMITIVES = [
@@ -130,13 +130,28 @@ def named_cell(name: str) -> Genotype:
 
 
 # --------------------------------------------------------------------------------------------------
+# The shapes of JSON files, see cli.check_shape: what a search and what a training leave behind
+
+IDENTITY = {...: (str, int, float, bool, None, [str])}
+RUN = {
+    **{"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}},
+    **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
+}
+EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
+META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
+RESULT = {
+    **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
+    **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
+    **{"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}},
+}
+
+# --------------------------------------------------------------------------------------------------
 # Reading and writing. `where` opens the message of the InputError that anything malformed gets.
 
 
 def parse_genotype(fields, where: str) -> Genotype:
     """A DARTS genotype from parsed JSON, an object with the fields of Genotype."""
-    if not isinstance(fields, dict) or not set(Genotype._fields) <= set(fields):
-        raise InputError(f"{where}: a genotype has the fields {', '.join(Genotype._fields)}")
+    check_shape(fields, dict.fromkeys(Genotype._fields, list), where, "genotype")
     normal = parse_cell(fields["normal"], fields["normal_concat"], f"{where}: normal")
     reduce = parse_cell(fields["reduce"], fields["reduce_concat"], f"{where}: reduce")
     return Genotype(*normal, *reduce)
@@ -144,9 +159,8 @@ def parse_genotype(fields, where: str) -> Genotype:
 
 def parse_cell(pairs, concat, where):
     """The pairs and the concat of one cell, checked."""
-    if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
-        count = len(pairs) if isinstance(pairs, list) else repr(pairs)
-        raise InputError(f"{where} needs two [op, input] pairs for each node, it has {count}")
+    if not pairs or len(pairs) % 2:
+        raise InputError(f"{where} needs two [op, input] pairs for each node, it has {len(pairs)}")
     for k, pair in enumerate(pairs):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise InputError(f"{where}: {pair!r} is not an [op, input] pair")
@@ -156,25 +170,18 @@ def parse_cell(pairs, concat, where):
             raise InputError(f"{where}: unknown op {op!r}; known: {', '.join(OP_NAMES)}")
         if type(j) is not int or j not in range(node):  # isinstance takes a bool for an int
             raise InputError(f"{where}: node {node} takes inputs 0 to {node - 1}, not {j!r}")
-    if not isinstance(concat, list) or not concat:
-        raise InputError(f"{where}_concat is empty; it lists the nodes that make the output")
     last = 1 + len(pairs) // 2
     are_nodes = all(type(j) is int and 2 <= j <= last for j in concat)
-    if not are_nodes or len(set(concat)) < len(concat):
+    if not concat or not are_nodes or len(set(concat)) < len(concat):
         raise InputError(f"{where}_concat lists nodes from 2 to {last}, each once, not {concat}")
     return [(op, j) for op, j in pairs], list(concat)
 
 
 def parse_nasbench(entry, where: str) -> NASBenchCell:
     """A NAS-Bench-101 cell from parsed JSON, pruned, if it obeys the benchmark's rules."""
-    entry = entry if isinstance(entry, dict) else {}
-    matrix, ops = entry.get("matrix"), entry.get("ops")
-    if not isinstance(matrix, list) or not isinstance(ops, list):
-        raise InputError(f'{where}: a NAS-Bench-101 cell has the lists "matrix" and "ops"')
-    V = len(matrix)
-    rows = [row for row in matrix if isinstance(row, list) and len(row) == V]
-    bits = [bit for row in rows for bit in row]
-    if not len(rows) == V >= 2 or not all(type(bit) is int and bit in (0, 1) for bit in bits):
+    check_shape(entry, {"matrix": [[int]], "ops": [str]}, where)
+    matrix, ops, V = entry["matrix"], entry["ops"], len(entry["matrix"])
+    if V < 2 or any(len(row) != V or not {*row} <= {0, 1} for row in matrix):
         raise InputError(f"{where}: the matrix must be square, of zeros and ones")
     if np.tril(matrix).any():
         raise InputError(f"{where}: an edge leads back; the matrix must be upper triangular")
@@ -226,7 +233,7 @@ def nasbench_hash(cell: NASBenchCell) -> str:
 
 def parse_arch(entry, where: str) -> Genotype | NASBenchCell:
     """An architecture from an object of genotype.json or archs.json."""
-    space = entry.get("space") if isinstance(entry, dict) else None
+    space = entry.get("space")
     if space == "darts":
         return parse_genotype(entry.get("genotype"), where)
     if space == "nasbench101":  # in a result.json under "genotype"
@@ -258,10 +265,9 @@ def to_text(arch: Genotype | NASBenchCell) -> str:
 
 def load_archs(path) -> dict:
     """{id: architecture} of a list of architectures, archs.json, each checked, in their order."""
-    entries = read_json(path)
-    are_objects = isinstance(entries, list) and all(isinstance(e, dict) for e in entries)
-    if not entries or not are_objects or not all("id" in entry for entry in entries):
-        raise InputError(f'{path}: not a list of architectures, objects with an "id"')
+    entries = read_json(path, [{"id": (str, int)}])
+    if not entries:
+        raise InputError(f"{path}: an empty list of architectures")
     for entry in entries:  # ids become folders
         arch_id = str(entry["id"])
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", arch_id) or not arch_id.strip("."):
@@ -277,7 +283,7 @@ def load_arch(text: str) -> Genotype | NASBenchCell:
     if text in CELLS:
         return named_cell(text)
     if os.path.isfile(text):
-        entry = read_json(text)
+        entry = read_json(text, (dict, list))
         if isinstance(entry, list):
             raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
         return parse_arch(entry, text)
@@ -288,6 +294,33 @@ def load_arch(text: str) -> Genotype | NASBenchCell:
     if arch_id not in archs:
         raise InputError(f"{path}: no architecture with the id {arch_id!r} among its {len(archs)}")
     return archs[arch_id]
+
+
+def read_search(path) -> dict:
+    """What a search wrote as genotype.json, checked."""
+    search = read_json(path, {"meta": (META, None)})
+    parse_arch(search, path)
+    meta = search["meta"]
+    if meta is None:
+        raise InputError(f"{path} is of no search; visualize.py {path} draws its cell")
+    pairs = [epoch[key] for epoch in meta["history"] for key in ("entropy", "skips", "convs")]
+    if not 0 < len(meta["history"]) == meta["epoch"] or any(len(pair) != 2 for pair in pairs):
+        raise InputError(f'{path}: "history" is not that of two cells in {meta["epoch"]} epochs')
+    return search
+
+
+def read_result(path) -> dict:
+    """A result.json, checked."""
+    result = read_json(path, RESULT)
+    parse_arch(result, path)
+    check_shape(result["epochs"], [{result["metric"]: NUMBER}], path, "epochs")
+    scores = [epoch[result["metric"]] for epoch in result["epochs"]]
+    best = (max if result["higher_is_better"] else min)(scores, default=None)
+    found = result["best"], [result["final"]], result["identity"]["epochs"]
+    if found != (best, scores[-1:], len(scores)):
+        text = f'"best" {result["best"]}, "final" {result["final"]} of {found[2]} "epochs"'
+        raise InputError(f"{path}: {text} contradict the {len(scores)} epochs, the best {best}")
+    return result
 
 
 def short_name(text: str) -> str:

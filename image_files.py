@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import platform
 import signal
+import threading
+import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +21,16 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import ExifTags, Image, ImageOps
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from cli import InputError, replace_file
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
+PATIENCE = 600  # seconds to wait for a batch
+TRAINING = "train", "training"  # names of folders, the first that is there counts
+EVALUATION = "val", "valid", "validation", "test", "testing"
+WHITES = 1, 255, 1023, 4095, 16383, 65535  # of floats, and of 8 to 16 bits
 
 
 class View(NamedTuple):
@@ -96,9 +102,10 @@ def resized(image, box, size, resample):
     return np.asarray(image.resize(size, resample, box, reducing_gap=3.0))
 
 
-def read_rgb(path, crop):
+def read_rgb(path, crop, whites):
     """Of any image file, upright and RGB: what crop(width, height) takes as uint8 (h, w, 3); its
-    (width, height); mode and size as text. On a broken file it raises whatever Pillow does."""
+    (width, height); mode and size as text. On a broken file it raises whatever Pillow does.
+    `whites` is what `survey` found."""
     with Image.open(path) as image:
         found, full_width = f"{image.mode} {image.width} x {image.height}", image.width
         if image.format not in ("JPEG", "MPO"):
@@ -116,17 +123,45 @@ def read_rgb(path, crop):
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         box = [scale * edge for edge in box]
-        return resized(to_rgb(image), box, size, Image.Resampling.BILINEAR), (W, H), found
+        return resized(to_rgb(image, whites), box, size, Image.Resampling.BILINEAR), (W, H), found
 
 
-def to_rgb(image):
-    if image.mode.startswith(("I", "F")):  # 16 bits or floating point; `convert` would clip at 255
-        pixels = np.asarray(image, np.float32)
-        white = 255 if pixels.max() <= 255 else 65535
-        if image.mode == "F" and pixels.max() <= 1:
-            white = 1
-        image = Image.fromarray((pixels * (255 / white)).clip(0, 255).astype(np.uint8))
+def to_rgb(image, whites):
+    if image.mode[0] in whites:  # `convert` would clip at 255
+        pixels = wide_pixels(image) * (255 / whites[image.mode[0]])
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    elif image.mode[0] in "IF":
+        raise ValueError(f"of mode {image.mode}, unlike all images that the scale was taken from")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def wide_pixels(image):
+    """The values of an image of 16 or 32 bits."""
+    pixels = np.asarray(image, np.float32)
+    if not np.isfinite(pixels).all():
+        raise ValueError("some values are not finite numbers")
+    return pixels
+
+
+def survey(root, names):
+    """Of at most 1,000 of the images root/<name>: the sorted shorter sides; where there are images
+    of 16 or 32 bits, the value that is white in those of integers ("I") and of floats ("F"), one
+    for a whole data set: the smallest of WHITES that none of them exceeds; and a note on it."""
+
+    def look(name):
+        with Image.open(os.path.join(root, os.fsdecode(name))) as image:
+            kind = image.mode[0]
+            return min(image.size), kind, wide_pixels(image).max() if kind in "IF" else 0
+
+    sample = names[:: 1 + (len(names) - 1) // 1000]
+    looks, whites = list(try_all(look, sample)[0].values()), {}
+    for kind, choices in (("I", WHITES[1:]), ("F", WHITES)):
+        values = [float(top) for _, found, top in looks if found == kind]
+        if values:
+            whites[kind] = next((white for white in choices if white >= max(values)), max(values))
+    why = f"the largest value in {len(looks)} images"
+    notes = [f"mode {kind}: {white:g} is white, by {why}" for kind, white in whites.items()]
+    return sorted(side for side, _, _ in looks), whites, notes
 
 
 # fmt: off
@@ -197,7 +232,11 @@ def scan(root, folders):
         names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
     counts = [len(array) for array in names]
     if not any(counts):
-        raise InputError(f"{os.fsdecode(root)}: no images in its {len(folders)} folders")
+        root = Path(os.fsdecode(root))
+        others = Counter(path.suffix for path in root.glob("*/*") if path.is_file())
+        found = ", ".join(f"{n} {ending}" for ending, n in others.most_common(3)) or "no files"
+        where = f"{root}: no images in its {len(folders)} folders, but {found}"
+        raise InputError(f"{where}; wanted are <class>/*.jpg or another of {', '.join(EXTENSIONS)}")
     folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     return np.rec.fromarrays([np.concatenate(names), folder], names="name,folder")
 
@@ -208,6 +247,7 @@ def index_of(root):
     root = os.fsencode(os.path.abspath(root))
     with os.scandir(root) as entries:
         folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
+    folders = folders or [b"."]  # a flat folder
     changed = [os.stat(os.path.join(root, f)).st_mtime_ns for f in [b".", *folders]]
     place, content = (platform.node(), root), (EXTENSIONS, folders, changed)
     key, stamp = (hashlib.sha256(repr(x).encode()).hexdigest()[:16] for x in (place, content))
@@ -242,6 +282,8 @@ class DataSet:
     why_no_masks = "shapes and cityscapes have them"
     workers = 0  # processes that decode
     whole_masks = False  # masks are evaluated whole, and their sizes may differ
+    labelled = 1.0  # share of the pixels of the masks that count
+    whites = {}  # of images of more than 8 bits: see `survey`
 
     def __init__(self, names, labels=None, classes=(), masks=None):
         self.names, self.labels, self.masks, self.classes = names, labels, masks, list(classes)
@@ -290,20 +332,20 @@ class ImageFiles(DataSet):
         return [(i, path, masks and masks[i]) for i, path in zip(index, paths)]
 
     def fetch(self, parts, view, seed, device):
-        batches = DataLoader(
-            Decoder(self.crop, view, seed),
+        loader = DataLoader(
+            Decoder(self.crop, view, seed, self.whites),
             batch_size=None,
             sampler=(self.files(index, view) for index in parts),
-            num_workers=self.workers,
+            num_workers=min(self.workers, len(parts)),
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator(),  # leaves torch's own alone
             worker_init_fn=ignore_sigterm,
         )
         seen = failed = 0
-        for batch in batches:
+        for batch in patient(loader):
             if isinstance(batch, InputError):
                 raise batch
-            images, masks, index, unreadable = batch
+            (images, index, *masks), unreadable = batch
             seen, failed = seen + len(index), failed + len(unreadable)
             for path, reason in unreadable.items():
                 if path not in self.unreadable and len(self.unreadable) < 5:
@@ -312,16 +354,23 @@ class ImageFiles(DataSet):
             if failed > max(10, MAX_UNREADABLE * seen):
                 bad = f"{failed} of {seen} images below {self.root} are unreadable"
                 raise InputError(f"{bad}, first {next(iter(self.unreadable))}")
-            yield images, self.labels[index].long() if view.targets == "labels" else masks, index
+            labels = self.labels[index].long() if view.targets == "labels" else None
+            yield images, masks[0] if masks else labels, index
 
     def names_as_bytes(self):
         return self.names.tobytes()
 
     def examine(self, index):
         view = View(None if self.masks is None else "masks", "area", 64)
-        decoder = Decoder(self.crop, view, seed=None)
-        formats, errors = try_all(lambda file: decoder.decode(file)[2], self.files(index, view))
-        self.formats.update(formats.values())
+        decoder = Decoder(self.crop, view, None, self.whites)
+
+        def look(file):
+            _, mask, found = decoder.decode(file)
+            return found, mask is not None and (mask != 255).mean()
+
+        looks, errors = try_all(look, self.files(index, view))
+        self.formats.update(found for found, _ in looks.values())
+        self.labelled = sum(share for _, share in looks.values()) / max(1, len(looks))
         self.unreadable |= {path: reason for (_, path, _), reason in errors.items()}
 
 
@@ -329,8 +378,8 @@ class Decoder:
     """The batches of ImageFiles for torch's DataLoader. Its workers get this and the names of each
     batch's files, and no more of the data set."""
 
-    def __init__(self, crop, view, seed):
-        self.crop, self.view = crop, view
+    def __init__(self, crop, view, seed, whites):
+        self.crop, self.view, self.whites = crop, view, whites
         self.seed = None if seed is None else np.atleast_1d(seed)
 
     def decode(self, file):
@@ -341,11 +390,11 @@ class Decoder:
             rng = None if self.seed is None else np.random.default_rng([*self.seed, i])
             return self.crop(W, H, self.view, rng)
 
-        image, size, found = read_rgb(path, crop)
+        image, size, found = read_rgb(path, crop, self.whites)
         return image, mask_path and read_mask(mask_path, size, crop), found
 
     def __getitem__(self, files):
-        """images (B, h, w, 3), masks (B, h, w) or None, indices (B,), {path: why it is unreadable}.
+        """[images (B, h, w, 3), indices (B,), perhaps masks (B, h, w)], {path: why unreadable}.
         An InputError is returned, as one raised in a worker arrives with its traceback."""
         try:
             decoded, errors = try_all(self.decode, files, threads=1)
@@ -358,8 +407,44 @@ class Decoder:
             return InputError(f"{path}: unreadable ({reason}); {bad}")
         chosen = (list(decoded) * len(files))[: len(files)]  # others stand in for those
         images, masks, _ = zip(*(decoded[file] for file in chosen))
-        masks = np.stack(masks) if self.view.targets == "masks" else None
-        return np.stack(images), masks, np.array([i for i, _, _ in chosen]), unreadable
+        batch = [torch.from_numpy(np.stack(images)), torch.tensor([i for i, _, _ in chosen])]
+        if self.view.targets == "masks":
+            batch.append(torch.from_numpy(np.stack(masks)))
+        try:  # here, as what fails when a worker sends it is lost, and the run would wait for ever
+            for tensor in batch if get_worker_info() else []:
+                tensor.share_memory_()
+        except RuntimeError as error:
+            size = f"a batch of {sum(tensor.nbytes for tensor in batch) / 2**20:.1f} MB"
+            why = f"no room for {size} in /dev/shm ({str(error).splitlines()[0]})"
+            return InputError(f"{why}: fewer --workers, or docker run --shm-size=8g")
+        return batch, unreadable
+
+
+def patient(loader):
+    """The batches of a DataLoader. Workers that give none for PATIENCE seconds are killed: its own
+    timeout does not count while it receives a batch. That one has died is noticed here alone:
+    torch's handler of SIGCHLD would raise an error wherever the process is, in other errors too."""
+    batches = iter(loader)
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while True:
+        started, timer = time.time(), threading.Timer(PATIENCE, kill_workers)
+        timer.daemon = True
+        timer.start()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                raise
+            why = "one was killed: too little memory?"
+            if time.time() - started > PATIENCE:
+                why = f"no batch for {PATIENCE} s: does the disk hang?"
+            raise InputError(f"--workers: {why}") from None
+        finally:
+            timer.cancel()
+        yield batch
 
 
 def ignore_sigterm(worker):  # it is for the process that trains, which ends its workers
@@ -376,41 +461,56 @@ def kill_workers():
 atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
 
 
-def check_classes(root, classes, known):
-    """InputError if the evaluation part below root has classes that the training part has not."""
-    if new := sorted(set(classes) - set(known)):
-        raise InputError(f"{root}: classes the training part does not have: {', '.join(new[:5])}")
+def why_unlabelled(root, classes, known=None):
+    """Why the images below root cannot be labelled by the names of its folders, or None. `known`:
+    the classes of the training part, of an evaluation part."""
+    if classes == ["."]:
+        return f"{root} has no folder for each class"
+    if new := sorted(set(classes) - set(known or classes)):
+        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
+    if len(known or classes) == 1:  # often a level is too many
+        inner = sorted(path.name for path in (root / classes[0]).iterdir() if path.is_dir())[:5]
+        more = f", with the folders {', '.join(inner)}" if inner else ""
+        return f"{root} has only one class, {classes[0]}{more}"
 
 
-def one_class(root, name):
-    """Why there are no labels where all images are of one class; often a level is too many."""
-    folders = ", ".join(sorted(path.name for path in (root / name).iterdir() if path.is_dir())[:5])
-    return f"{root} has only one class, {name}" + (f", with the folders {folders}" * bool(folders))
+def find_parts(root, names):
+    """The folders of root with one of these names, in lower or upper case; the first one counts."""
+    folders = [path for path in sorted(root.glob("*")) if path.is_dir()]
+    return [path for name in names for path in folders if path.name.lower() == name]
 
 
-def read_classes(root, classes=None):
-    """A folder of images for each class; of an evaluation part the training part's classes."""
+def read_classes(root, training=None):
+    """A folder of images for each class. `training`: the training part, of an evaluation part."""
     index, folders = index_of(root)
     counts = np.bincount(index["folder"], minlength=len(folders))
     found = [name for name, count in zip(folders, counts) if count]
-    classes = classes or found
-    check_classes(root, found, classes)
+    classes = training.classes if training else found
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number.get(name, -1) for name in folders], np.int32)[index["folder"]]
     dataset = ImageFiles(root, index["name"], photo_crop, torch.from_numpy(labels), classes)
     dataset.jitter = 0.1
-    if len(classes) == 1:
-        dataset.labels, dataset.why_no_labels = None, one_class(root, classes[0])
+    if reason := why_unlabelled(root, found, classes if training else None):
+        dataset.labels, dataset.why_no_labels = None, reason
     if empty := [name for name, count in zip(folders, counts) if not count]:
         dataset.notes = [f"{root}: no images in {len(empty)} folders, first {empty[0]}"]
+    if training:
+        dataset.whites = training.whites
+    else:
+        _, dataset.whites, notes = survey(root, index["name"])
+        dataset.notes = [*dataset.notes, *notes]
     return dataset
 
 
 def read_imagenet(root, *_):
-    if not (root / "train").is_dir() or not (root / "val").is_dir():
+    train_roots, test_roots = (find_parts(root, names) for names in (TRAINING, EVALUATION))
+    if not train_roots or not test_roots:
         raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
-    train = read_classes(root / "train")
-    return train, read_classes(root / "val", train.classes)
+    train = read_classes(train_roots[0])
+    test = read_classes(test_roots[0], train)
+    if test.labels is None:  # what is trained is evaluated
+        train.labels, train.why_no_labels = None, test.why_no_labels
+    return train, test
 
 
 def scenes(root, ending):

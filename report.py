@@ -99,11 +99,9 @@ def make_row(trainings, group, cell, paper, search_seconds) -> dict:
 def make_tables(results, searches) -> dict:
     """{recipe: rows}, a row for each cell, the best first"""
     cells, tables = {}, {}
-    for path, result in results.items():
-        with correlate.parsing(path):
-            cell = describe(result, searches)
-            make_row([result], *cell)  # so that errors name the file
-            cells.setdefault((recipe(result), cell), []).append(result)
+    for result in results:
+        key = recipe(result), describe(result, searches)
+        cells.setdefault(key, []).append(result)
     for (settings, cell), trainings in cells.items():
         tables.setdefault(settings, []).append(make_row(trainings, *cell))
     for rows in tables.values():
@@ -154,13 +152,12 @@ def search_table(searches) -> list:
     """The end of each search; counts and entropies are of the normal / the reduction cell."""
     head = ["search", "epochs", "alpha entropy", "skips", "convolutions", "time"]
     rows = []
-    for path, search in searches.items():
-        with correlate.parsing(path):
-            meta, last = search["meta"], search["meta"]["history"][-1]
-            row = [title(meta), f"{meta['epoch']}/{meta['epochs']}"]
-            row += ["{:.3f} / {:.3f}".format(*last["entropy"]), "{} / {}".format(*last["skips"])]
-            row += ["{} / {}".format(*last["convs"]), cli.format_seconds(meta["seconds"])]
-            rows.append(row)
+    for search in searches.values():
+        meta, last = search["meta"], search["meta"]["history"][-1]
+        row = [title(meta), f"{meta['epoch']}/{meta['epochs']}"]
+        row += ["{:.3f} / {:.3f}".format(*last["entropy"]), "{} / {}".format(*last["skips"])]
+        row += ["{} / {}".format(*last["convs"]), cli.format_seconds(meta["seconds"])]
+        rows.append(row)
     return cli.markdown_table(head, rows)
 
 
@@ -183,12 +180,12 @@ def draw_accuracies(rows, path):
 
 
 def main(args):
-    searches = {path: cli.read_json(path) for path in find(args.folders, "genotype.json")}
+    searches = {path: genotypes.read_search(path) for path in find(args.folders, "genotype.json")}
     sweeps = {path.parent for path in find(args.folders, "sweep.json")}
     paths = [path for path in find(args.folders, "result.json") if not sweeps & {*path.parents}]
     if not searches and not paths:
         raise cli.InputError(f"no search and no training below {', '.join(args.folders)}")
-    tables = make_tables({path: cli.read_json(path) for path in paths}, searches)
+    tables = make_tables([genotypes.read_result(path) for path in paths], searches)
     out = Path(args.out or args.folders[0])
     if (out / "correlations.json").exists():
         raise cli.InputError(f"{out}: its report.md is of correlate.py; choose another --out")
@@ -205,8 +202,7 @@ def main(args):
     for path, search in searches.items():
         name, image = title(search["meta"]), f"cell_{path.parent.name.removeprefix('search_')}.png"
         visualize.draw_cell(genotypes.parse_arch(search, path), out / image, f"{name}:")
-        with correlate.parsing(path):
-            settings = f"{hardware(search['meta'])}. Settings: {recipe(search['meta'])}"
+        settings = f"{hardware(search['meta'])}. Settings: {recipe(search['meta'])}"
         lines += [f"![Found by {name}]({image})", "", settings, ""]
     for path in find(args.folders, "correlations.json"):
         text = (path.parent / "report.md").read_text(encoding="utf-8").replace("\n#", "\n##")

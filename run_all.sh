@@ -55,6 +55,7 @@ stage() { # NAME COMMAND: skipped if this command ended well before, as $out/NAM
     mkdir -p "$out/$1" && "${@:2}" 2>&1 | tee -ai "$log"
     echo "$command" >"$out/$1/finished"
 }
+trap 'exit 130' INT # also where the stage that got it, too, ends well
 trap 'e=$?; [ $e = 0 ] || echo "$name failed, exit code $e; log: $log; command:$command" >&2' EXIT
 
 # 1. search a cell, without labels and with them

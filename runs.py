@@ -34,10 +34,15 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 import cli
+import genotypes
 import utils
-from cli import InputError, TrainingError, at_least, format_metrics, format_seconds
+from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
 
 CHECKPOINTS = "checkpoint.pt", "checkpoint.old.pt"  # the last one and the one before
+CHECKPOINT = {  # its shape, as cli.check_shape has it
+    **{"identity": {"split": str}, "epoch": int, "step": int, "seconds": NUMBER},
+    **{"history": [dict], "meters": dict, "rng": [dict]},
+}
 STOPPED = 75  # exit code EX_TEMPFAIL: start it again
 
 # The arguments that may differ between two starts of the same run
@@ -73,7 +78,7 @@ class Run:
         self.epochs_done = self.steps_done = 0  # whole epochs, and steps of the one after them
         self.seconds, self.history = 0.0, []
         self.environment = environment(device)
-        self.sigterm, self.losses = False, []
+        self.sigterm, self.losses = 0, []  # when SIGTERM came
 
     def identify(self, **more):
         """What two starts of the same run agree on: settings, and `more`."""
@@ -86,8 +91,8 @@ class Run:
         ended = self.args.resume and path.exists() and path.stat().st_size > 0
         utils.check_same("whether --out holds a finished run", ended)
         if ended:
-            result = cli.read_json(path)
-            check_identity(path, result.get("identity", {}), self.identity)
+            result = genotypes.read_result(path)
+            check_identity(path, result["identity"], self.identity)
             self.print(f"finished: {path}")
             return result
 
@@ -123,7 +128,7 @@ class Run:
                 self.folder_lock.acquire(timeout=0)
             except Timeout:
                 taken = True
-        if any(utils.gather(taken)):
+        if any(utils.any_rank(taken)):
             raise InputError(f"{self.out}: another process is at work there; choose another --out")
 
     # ---------------------------------------------------------------------------- the loop
@@ -138,10 +143,8 @@ class Run:
         """After each optimiser step, in which the meters were updated: ends the run if a loss is
         not finite or SIGTERM came; prints and saves when it is time."""
         self.steps_done += 1
-        flags = torch.tensor([self.sigterm, not self.losses_are_finite()], dtype=torch.int32)
-        if utils.world_size() > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)  # on the CPU: a GPU need not wait for it
-        stop, not_finite = flags.tolist()
+        utils.progress = f"after epoch {self.epochs_done}, step {self.steps_done}"
+        stop, not_finite = utils.any_rank(bool(self.sigterm), not self.losses_are_finite())
         if not_finite:
             self.fail("loss")
         if self.steps_done % self.args.print_every == 0 or self.steps_done == self.steps:
@@ -237,15 +240,20 @@ class Run:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+                exactly = dict(rtol=0, atol=0, equal_nan=True, check_device=False)
+                torch.testing.assert_close(part.state_dict(), state[name], **exactly)
             for name, meter in self.meters.items():
                 meter.reset(*state["meters"][name])
             self.epochs_done, self.steps_done = state["epoch"], state["step"]
             self.seconds, self.history = state["seconds"], state["history"]
-            states = state["rng"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            for rng in state["rng"]:
+                torch.Generator().set_state(rng["cpu"])  # an error here, if it is none
+            if len(self.history) != self.epochs_done:
+                raise ValueError(f"epoch {self.epochs_done} after {len(self.history)}")
+        except Exception as error:  # torch raises many types on what it did not write
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not the checkpoint of such a run ({reason})") from None
-        self.restore_rng(states)
+        self.restore_rng(state["rng"])
         steps = f" and {self.steps_done} steps" if self.steps_done else ""
         self.print(f"resumed after epoch {self.epochs_done}{steps}")
 
@@ -264,8 +272,11 @@ class Run:
         torch.manual_seed(self.args.seed + utils.rank() + 1000 * (1 + self.epochs_done))
 
     def on_sigterm(self, signum, frame):
-        """A cluster takes the machine back."""
-        self.sigterm = True
+        """A cluster takes the machine back: the run saves and ends after this step, and at once if
+        that takes so long that another SIGTERM comes (the first may come twice, by torchrun)."""
+        if self.sigterm and time.time() - self.sigterm > 5:
+            sys.exit(STOPPED)
+        self.sigterm = self.sigterm or time.time()
 
     def stop(self):
         if not utils.rank():
@@ -326,10 +337,11 @@ def check_identity(path, found, wanted):
     """InputError if a file of a run was written under other settings than those of this run."""
     for key, value in wanted.items():
         if key not in found or found[key] != value:
-            raise InputError(
-                f"{path} was written with {key} = {found.get(key)}, this run has {value}; resume"
-                " with the same settings or choose another --out"
-            )
+            differ = f"with {key} = {found.get(key)!r}, this run has {value!r}"
+            if key == "split":
+                differ = "for other images (--data, --limit, or their names) than this run has"
+            again = "resume with the same settings or choose another --out"
+            raise InputError(f"{path} was written {differ}; {again}")
 
 
 def find_checkpoint(folder):
@@ -346,13 +358,13 @@ def load_checkpoint(folder, warn=print):
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
                 damaged = archive.testzip()
             if damaged:
-                raise ValueError(f"the checksum of {damaged} is wrong")
+                raise InputError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state["identity"]["split"]
+            cli.check_shape(state, CHECKPOINT, "its content")
             return path, state
         except Exception as error:  # torch raises many types on a damaged file
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = reason if isinstance(error, (OSError, ValueError)) else type(error).__name__
+            unknown = f"not as torch.save wrote it: {type(error).__name__}"
+            reason = str(error) if isinstance(error, (InputError, OSError)) else unknown
             if path != paths[-1]:
                 warn(f"warning: {path} is damaged ({reason}); going on from the one before")
     raise InputError(f"{paths[-1]}: no usable checkpoint ({reason}); remove {folder} to start anew")
@@ -365,12 +377,11 @@ class Log:
     def __init__(self, out, header, epochs_done=0, steps_done=0):
         """Takes out the lines that a resumed run repeats."""
         self.path = out / "log.jsonl"
-        lines = [json.dumps(header) + "\n"]
+        lines = [json.dumps(header).encode() + b"\n"]
         if (epochs_done or steps_done) and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            lines = [line for line in lines if line.endswith("\n")]  # a kill may tear one
-            lines = [line for line in lines if is_before(json.loads(line), epochs_done, steps_done)]
-        cli.replace_file(self.path, lambda file: file.write("".join(lines).encode()))
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            lines = [line for line in lines if is_before(line, epochs_done, steps_done)]
+        cli.replace_file(self.path, lambda file: file.write(b"".join(lines)))
         try:
             from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
         except ImportError:
@@ -391,5 +402,10 @@ class Log:
 
 
 def is_before(line, epochs_done, steps_done):
-    """Whether a line of log.jsonl was written before that point of a run."""
-    return (line.get("epoch", 0), line.get("step", math.inf)) <= (epochs_done + 1, steps_done)
+    """Whether a line of log.jsonl was written, as a whole, before that point of a run."""
+    line = line if line.endswith(b"\n") else b"torn"  # by a kill or a full disk
+    try:
+        line = cli.read_json("a line", {"epoch": (int, None), "step": (int, None)}, line)
+    except InputError:
+        return False
+    return (line["epoch"] or 0, line["step"] or math.inf) <= (epochs_done + 1, steps_done)

@@ -29,6 +29,7 @@ from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotyp
 PARAMS = 0.8 * 855_770, 1.2 * 855_770
 MACS = 0.8 * 125.75e6, 1.2 * 125.75e6
 NASBENCH_CELLS = 423_624  # that are not isomorphic to each other
+SWEEP = {"tasks": [str], "seeds": [int], "settings": genotypes.IDENTITY}  # shape of sweep.json
 
 
 def parse_args(argv=None):
@@ -68,6 +69,9 @@ def parse_args(argv=None):
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         parser.error(f"argument --shard: {args.shard} is not I/N with I from 0 to N-1")
     args.shard = int(i), int(n)
+    for name, (low, high) in (("params", args.params), ("macs", args.macs)):
+        if low > high:
+            parser.error(f"argument --{name}: LOW {low:g} is above HIGH {high:g}")
     return args
 
 
@@ -158,8 +162,8 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
         misses += 1
         if fits and key not in found:
             found[key], misses = arch, 0
-        elif misses == 100_000:
-            raise InputError(f"no new cell in 100,000: widen --params {params}, --macs {macs}")
+        elif misses == (100_000 if found else 10_000):
+            raise InputError(f"no new cell in {misses:,}: widen --params {params}, --macs {macs}")
     return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 
@@ -191,11 +195,12 @@ def status(folders) -> str:
 
 
 def show_status(out):
-    archs, sweep = genotypes.load_archs(out / "archs.json"), cli.read_json(out / "sweep.json")
+    archs = genotypes.load_archs(out / "archs.json")
+    sweep = cli.read_json(out / "sweep.json", SWEEP)
     folders = trainings(out, archs, sweep["tasks"], sweep["seeds"])
     print(f"{out}: {status(folders)}")
     for path in existing("failed.json", folders):
-        print(f"  failed: {path.parent}: {cli.read_json(path)['error']}")
+        print(f"  failed: {path.parent}: {cli.read_json(path, {'error': str})['error']}")
 
 
 def main(args):
@@ -242,7 +247,12 @@ def main(args):
         if args.draw_only:
             return
         # all trainings of a sweep have the settings of its first
-        sweep = cli.read_json(sweep_file) if sweep_file.exists() else {"tasks": [], "seeds": []}
+        sweep = {"tasks": [], "seeds": []}
+        if sweep_file.exists():
+            sweep = cli.read_json(sweep_file, SWEEP)
+            stored = [sweep["settings"].get(name) for name in ("task", "seed")]
+            if stored != [*sweep["tasks"][:1], *sweep["seeds"][:1]]:
+                raise InputError(f'{sweep_file}: "settings" are not those of its first training')
         sweep["tasks"] += [task for task in args.tasks if task not in sweep["tasks"]]
         sweep["seeds"] += [seed for seed in args.seeds if seed not in sweep["seeds"]]
         first = f"{archs_file}:{next(iter(archs))}", sweep["tasks"][0], sweep["seeds"][0]

@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cli import InputError
 
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
+progress = "at the start"  # where a run is, for the message of a rank that waited in vain
 
 # --------------------------------------------------------------------------------------------------
 # Set-up
@@ -34,7 +36,7 @@ def setup(args, distributed=True):
         end_with_parent()
     if distributed:  # torchrun --max_restarts; on several nodes not all count the same restarts
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        args.resume = any(gather(args.resume or restarted))
+        (args.resume,) = any_rank(args.resume or restarted)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
@@ -138,12 +140,32 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+@contextmanager
+def waiting():
+    """Around a message between ranks, for which each waits PATIENCE."""
+    try:
+        yield
+    except RuntimeError as error:
+        where = f"waits for the other ranks {progress}"
+        raise InputError(f"{where} in vain: one ended or hangs ({error})") from None
+
+
 def gather(value) -> list:
     """The values of all ranks, in their order, on all ranks, which all call this."""
     values = [value] * world_size()
     if len(values) > 1:
-        dist.all_gather_object(values, value)
+        with waiting():
+            dist.all_gather_object(values, value)
     return values
+
+
+def any_rank(*flags) -> list:
+    """Whether each is true on any rank, which all call this; on the CPU, so no GPU need wait."""
+    flags = torch.tensor(flags, dtype=torch.int32)
+    if world_size() > 1:
+        with waiting():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return flags.bool().tolist()
 
 
 @torch.no_grad()
@@ -152,7 +174,8 @@ def average(tensors):
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
+    with waiting():
+        dist.all_reduce(flat)
     sizes = [tensor.numel() for tensor in tensors]
     for tensor, mean in zip(tensors, (flat / world_size()).split(sizes)):
         tensor.copy_(mean.view_as(tensor))

@@ -166,15 +166,18 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     import pretext
     import runs
 
-    result = cli.read_json(run / "result.json")
+    result = genotypes.read_result(run / "result.json")
     if result["task"] != "seg":
         raise cli.InputError(f"{run} was trained on {result['task']}; only seg predicts each pixel")
-    saved = argparse.Namespace(**result["args"])
-    _, test = data.load(saved.dataset, data_path or saved.data, saved.size, saved.limit)
-    task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
-    arch = genotypes.load_arch(str(run / "result.json")), saved.width, saved.layers, saved.stem
-    network = model_eval.build_network(*arch, **task.network_args)
     _, checkpoint = runs.load_checkpoint(run)
+    genotype, data_path = genotypes.parse_arch(result, run), data_path or result["args"]["data"]
+    identity = result["identity"] | {"genotype": genotypes.to_text(genotype).replace("\n", " ")}
+    runs.check_identity(run / "result.json", identity, checkpoint["identity"])
+    saved = argparse.Namespace(**checkpoint["identity"])
+    _, test = data.load(saved.dataset, data_path, saved.size, saved.limit)
+    task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
+    arch = genotype, saved.width, saved.layers, saved.stem
+    network = model_eval.build_network(*arch, **task.network_args)
     network.load_state_dict(checkpoint["network"])
     network.eval().requires_grad_(False)
     colors = colormaps["tab20"].colors
@@ -215,9 +218,7 @@ def main(args):
         out = args.out or run / "predictions.png"
         draw_predictions(run, out, args.data, args.images)
     else:
-        search, out = cli.read_json(run / "genotype.json"), args.out or run / "cell.png"
-        if "meta" not in search:
-            raise cli.InputError(f"{run} is of no search; draw the cell by {run / 'genotype.json'}")
+        search, out = genotypes.read_search(run / "genotype.json"), args.out or run / "cell.png"
         title = "{task} on {dataset}, seed {seed}".format(**search["meta"])
         genotype, last = genotypes.parse_arch(search, str(run)), search["meta"]["history"][-1]
         draw_cell(genotype, out, f"{title}:")

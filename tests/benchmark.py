@@ -275,7 +275,7 @@ def photos(args):
         baseline = ImageFolder(folder.parent, crop)
         train_set, _ = data.load("imagenet", root)
         view = image_files.View(None, "area", 224)
-        ours = image_files.Decoder(train_set.crop, view, seed=0)
+        ours = image_files.Decoder(train_set.crop, view, 0, train_set.whites)
         files = train_set.files(torch.arange(n), view)
         times = take_turns(
             2 * args.turns,

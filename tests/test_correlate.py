@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,18 +70,16 @@ def write_result(
     final=None,
     **args,
 ):
-    genotype = {
-        "normal": [["skip_connect", arch]],
-        "normal_concat": [2],
-        "reduce": [["none", 0]],
-        "reduce_concat": [2],
-    }
+    digits = [genotypes.PRIMITIVES[arch // 8**k % 8] for k in range(8)]
+    cell = {"normal": [[op, 0] for op in digits], "normal_concat": [2, 3, 4, 5]}
+    cell |= {"reduce": cell["normal"], "reduce_concat": [2, 3, 4, 5]}
+    epochs = [score - 1 if higher else score + 1, score] + [final] * (final is not None)
     path = folder / task / f"{arch}_s{seed}" / "result.json"
     path.parent.mkdir(parents=True)
     result = {
         "arch": f"{arch:05}",
         "space": "darts",
-        "genotype": genotype,
+        "genotype": cell,
         "task": task,
         "dataset": dataset,
         "seed": seed,
@@ -89,8 +88,10 @@ def write_result(
         "best": score,
         "final": score if final is None else final,
         "params": params,
-        "epochs": [{"top1": score / 2}, {"top1": score}],
-        "identity": {"seed": seed, "lr": 0.1, **args},
+        "epochs": [{"top1": value} for value in epochs],
+        "identity": {"seed": seed, "width": 4, "epochs": len(epochs), "lr": 0.1, **args},
+        **{"macs": 10, "seconds": 1.5, "versions": {"torch": "2.9"}, "world_size": 1},
+        **{"device": "CPU", "date": "2026-01-01", "args": {"arch": f"archs.json:{arch:05}"}},
     }
     path.write_text(json.dumps(result))
 
@@ -119,8 +120,8 @@ def test_own_results(tmp_path, capsys):
                 params=1000 + k,
                 final=60 - rot[seed, k],
             )
-    write_result(tmp_path / "a", 99, "rot", 70)  # not trained on cls
-    write_result(tmp_path / "a", 98, "rot", float("nan"))
+    write_result(tmp_path / "a", 99, "rot", 70, final=70)  # not trained on cls
+    write_result(tmp_path / "a", 98, "rot", 70, final=70)
     table = run(tmp_path / "o", tmp_path / "a")["darts"]
     pair = pair_of(table, ["cifar10", "rot"], ["cifar10", "cls"])
     assert pair["n"] == 12 and pair["rho"] == pytest.approx(
@@ -136,7 +137,6 @@ def test_own_results(tmp_path, capsys):
         in out
     )
     assert "n = 12" in out
-    assert table["epochs"]["cifar10 cls"]["cifar10 rot"] == pytest.approx([pair["rho"]] * 2)
     report = (tmp_path / "o" / "report.md").read_text()
     for name in ("scatter_darts", "experiments_darts"):
         assert f"({name}.png)" in report
@@ -144,6 +144,8 @@ def test_own_results(tmp_path, capsys):
         assert (tmp_path / "o" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     final = run(tmp_path / "f", tmp_path / "a", "--score", "final")["darts"]
     rho = stats.spearmanr(cls.mean(0), -rot.mean(0)).statistic
+    by_epoch = table["epochs"]["cifar10 cls"]["cifar10 rot"]
+    assert by_epoch == pytest.approx([pair["rho"], pair["rho"], rho])
     assert pair_of(final, ["cifar10", "rot"], ["cifar10", "cls"])["rho"] == pytest.approx(rho)
 
 
@@ -283,17 +285,47 @@ def test_needs_no_torch(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [({"task": "cls"}, "'genotype'"), ([], "TypeError"), ({"genotype": 1}, "'space'")],
+    [({"task": "cls"}, '"dataset" is None, where str'), ([], "is [], where dict")],
 )
 def test_malformed(tmp_path, capsys, content, message):
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit) as exit_:
         cli.run(correlate.main, correlate.parse_args, [str(tmp_path)])
     err = capsys.readouterr().err
-    assert exit_.value.code == 2 and "result.json: not as the scripts" in err and message in err
+    assert exit_.value.code == 2 and "result.json: " in err and message in err
     assert len(err.splitlines()) == 1
-    with pytest.raises(InputError, match="no such folder"):
-        correlate.read([str(tmp_path / "nowhere")], "best")
+    for text in (str(tmp_path / "nowhere"), "a=", "a=lr=0.1"):
+        with pytest.raises(InputError, match="no such folder"):
+            correlate.read([text], "best")
+    with pytest.raises(SystemExit):
+        correlate.parse_args([""])
+    assert "argument [NAME=]FOLDER" in capsys.readouterr().err
+
+
+def test_a_folder_with_an_equals_sign(tmp_path):
+    for k in range(3):
+        write_result(tmp_path / "lr=0.1", k, "cls", k)
+    for text, name in ((f"{tmp_path}/lr=0.1", "cifar10"), (f"A={tmp_path}/lr=0.1", "A")):
+        assert list(correlate.read([text], "best")["darts"]) == [(name, "cls")]
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("best", 1000, '"best" 1000, "final" 2 of 2 "epochs" contradict'),
+        ("higher_is_better", "false", "\"higher_is_better\" is 'false', where bool is due"),
+        ("best", None, '"best" is None'),
+        ("epochs", [], '"best" 2, "final" 2 of 2 "epochs" contradict the 0'),
+        ("epochs", [{}, {"top1": 2}], '"epochs" 0 "top1" is None'),
+        ("seed", "1", "\"seed\" is '1', where int is due"),
+    ],
+)
+def test_a_wrong_result(tmp_path, field, value, message):
+    write_result(tmp_path, 1, "cls", 2)
+    path = tmp_path / "cls" / "1_s1" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=f"result.json: {re.escape(message)}"):
+        correlate.read([str(tmp_path)], "best")
 
 
 def test_an_architecture_that_lacks_a_seed_is_left_out(tmp_path, capsys):

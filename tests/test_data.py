@@ -209,7 +209,6 @@ def test_labelled_folder_without_evaluation_part(tmp_path):
             "unreadable",
         ),
         (lambda root: [f.write_text("x") for f in root.rglob("*.png")], "unreadable"),
-        (lambda root: (root / "val" / "dog").rename(root / "val" / "bird"), "does not have: bird"),
         (lambda root: [f.unlink() for f in (root / "train").rglob("*.png")], "no images"),
         (
             lambda root: [
@@ -564,11 +563,14 @@ def test_imagenet22k(imagenet):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda root: (root / "val").rename(root / "test"), "no folders train/ and val/"),
-        (lambda root: (root / "val/n02").rename(root / "val/n05"), "does not have: n05"),
+        (lambda root: (root / "val").rename(root / "images"), "no folders train/ and val/"),
         (
             lambda root: [f.unlink() for f in (root / "train").rglob("*.*")],
-            "train: no images in its 3 folders",
+            "train: no images in its 3 folders, but no files",
+        ),
+        (
+            lambda root: [f.rename(f.with_suffix(".tar")) for f in (root / "val").rglob("*.*")],
+            r"val: no images in its 2 folders, but 5 .tar; wanted are <class>/\*.jpg",
         ),
     ],
 )
@@ -576,6 +578,75 @@ def test_imagenet_layout(imagenet, spoil, message):
     spoil(imagenet)
     with pytest.raises(InputError, match=message):
         data.load("imagenet", imagenet)
+
+
+def flatten(folder):
+    for path in list(folder.glob("*/*")):
+        path.rename(folder / path.name)
+    for subfolder in folder.glob("*/"):
+        subfolder.rmdir()
+
+
+@pytest.mark.parametrize("name", ["imagenet", "folder"])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda val: (val / "n02").rename(val / "n05"), "training part does not have: n05"),
+        (flatten, "folder (for each|of a) class"),
+        (lambda val: val.rename(val.parent / "VALID"), None),
+    ],
+)
+def test_evaluation_images_of_other_layouts(imagenet, name, change, reason):
+    """Tasks without labels need no folders of classes."""
+    change(imagenet / "val")
+    train_set, test_set = data.load(name, imagenet, size=32)
+    assert len(train_set) == 28 and len(test_set) == 5
+    pretext.make_task("rot", train_set, 32, "cifar", 2, "cpu")
+    if reason is None:
+        assert train_set.labels is not None and test_set.labels is not None
+        return
+    with pytest.raises(InputError, match=f"task cls needs labels: .*val.*{reason}"):
+        pretext.make_task("cls", train_set, 32, "cifar", 2, "cpu")
+
+
+def test_parts_that_are_not_trained_on(tmp_path):
+    root = make_labelled(tmp_path, count=3, folders=("Train", "Test", "validation"))
+    train_set, test_set = data.load("folder", root)
+    assert len(train_set) == 6 and train_set.labels is not None
+    assert len(test_set) == 6 and "6 outside the folders that are used" in train_set.notes[1]
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet22k"])
+def test_one_scale_for_all_images_of_sixteen_bits(tmp_path, capsys, name):
+    """12 bits in files of 16, of which some are dark; floating point from 0 to 1."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for k, top in enumerate((4000, 90, 2000, 4000)):
+        Image.fromarray(np.full((8, 8), top, np.uint16)).save(tmp_path / "a" / f"{k}.png")
+        Image.fromarray(np.full((8, 8), top / 4000, np.float32)).save(tmp_path / "b" / f"{k}.tif")
+    bad = np.full((8, 8), 0.5, np.float32)
+    bad[0, 0] = np.nan
+    Image.fromarray(bad).save(tmp_path / "a" / "nan.tif")
+    train_set, test_set = data.load(name, tmp_path, size=8)
+    assert "mode I: 4095 is white, by the largest value in 8 images" in train_set.notes
+    assert "mode F: 1 is white, by the largest value in 8 images" in train_set.notes
+    values = {}
+    for part in filter(None, (train_set, test_set)):
+        batch_size = 3 if name == "imagenet22k" else 1
+        for images, _, index in data.batches(
+            part, View(None, "window", 8), batch_size, "cpu", seed=0
+        ):
+            for i, image in zip(index.tolist(), images):
+                values[os.fsdecode(part.names[i])] = image.unique().tolist()
+    if name == "folder":
+        assert [Path(path).name for path in train_set.unreadable] == ["nan.tif"]
+    values.pop("a/nan.tif", None)
+    wanted = [4000 * 255 // 4095, 90 * 255 // 4095, 2000 * 255 // 4095, 4000 * 255 // 4095]
+    assert [values[f"a/{k}.png"] for k in range(4)] == [[value] for value in wanted]
+    assert [values[f"b/{k}.tif"] for k in range(4)] == [[255], [5], [127], [255]]
+    data.main(data.parse_args(["--dataset", name, "--data", str(tmp_path), "--size", "8"]))
+    out = capsys.readouterr().out
+    assert "mode I: 4095 is white" in out and "some values are not finite numbers" in out
 
 
 def test_index_is_cached_until_a_folder_changes(imagenet, cache, monkeypatch):
@@ -756,7 +827,7 @@ def test_every_orientation(tmp_path, ending, turn):
         ((8, 16, 232, 240), (28, 28)),
     ):  # the second one decoded at 1/8
         pixels, full, _ = image_files.read_rgb(
-            tmp_path / f"turned.{ending}", lambda W, H: (box, size)
+            tmp_path / f"turned.{ending}", lambda W, H: (box, size), {}
         )
         part = Image.fromarray(upright.astype(np.uint8)).resize(
             size, Image.Resampling.BILINEAR, box
@@ -779,10 +850,10 @@ def test_fast_decoding_gives_the_same_pixels(tmp_path, monkeypatch):
         return image_files.middle(W, H, 480, 480, 224)
 
     for crop in (small, large, lambda W, H: ((30.5, 7.25, 330.5, 307.25), (96, 96))):
-        fast = image_files.read_rgb(tmp_path / "photo.jpg", crop)[0]
+        fast = image_files.read_rgb(tmp_path / "photo.jpg", crop, {})[0]
         with monkeypatch.context() as patch:
             patch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda *args: None)
-            full = image_files.read_rgb(tmp_path / "photo.jpg", crop)[0]
+            full = image_files.read_rgb(tmp_path / "photo.jpg", crop, {})[0]
         assert abs(fast.astype(int) - full.astype(int)).mean() < 2
 
 

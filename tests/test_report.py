@@ -54,6 +54,7 @@ def write_result(root, arch, cell, seed, best, **settings):
     identity = {
         "seed": seed,
         "width": 40,
+        "epochs": 1,
         "max_macs": 6e8,
         "lr": 0.5,
         "split": f"{seed}",
@@ -121,7 +122,7 @@ def test_report(made_up, capsys):
         "told apart.",  # 12.71 * 1.41 * sqrt(1.5)
         "\n- 2026-01-01: torch 2.9, 1 x one CPU, commit abc\n",
         "\n1 trainings failed.\n",
-        "Settings: max_macs 600000000.0, lr 0.5\n",
+        "Settings: epochs 1, max_macs 600000000.0, lr 0.5\n",
         "1 x one CPU, commit abc. Settings: task rot, dataset imagenet, alpha_lr 0.003\n",
     ):
         assert line in text
@@ -189,8 +190,7 @@ def test_lower_is_better(tmp_path):
     "content, message",
     [
         (None, "no search and no training below"),
-        ({"args": {}}, "result.json: .*'arch'"),
-        ({"args": {"arch": "darts_v2"}}, "result.json: .*'best'"),
+        ({"task": "cls", "dataset": 3}, 'result.json: "dataset" is 3, where str is due'),
     ],
 )
 def test_report_of_nothing_of_use(tmp_path, capsys, content, message):
@@ -206,13 +206,17 @@ def test_report_of_nothing_of_use(tmp_path, capsys, content, message):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("search_x/genotype.json", {"meta": {"history": []}}, "genotype.json: .*IndexError"),
-        ("search_x/genotype.json", {"meta": {"history": [{}]}}, "genotype.json: .*'task'"),
-        ("search_x/genotype.json", {"space": "darts"}, "genotype.json: .*'meta'"),
+        ("meta", None, "genotype.json is of no search"),
+        ("meta", {"history": [{}]}, 'genotype.json: "meta" "task" is None, where str is due'),
+        ("history", [], 'genotype.json: "history" is not that of two cells in 2 epochs'),
+        ("seconds", True, 'genotype.json: "meta" "seconds" is True, where int or float is due'),
     ],
 )
 def test_malformed(made_up, name, content, message):
-    write(made_up / name, content)
+    path = made_up / "search_rot" / "genotype.json"
+    entry = json.loads(path.read_text())
+    meta = content if name == "meta" else entry["meta"] | {name: content}
+    write(path, entry | {"meta": meta})
     with pytest.raises(cli.InputError, match=message):
         report.main(report.parse_args([str(made_up)]))
 

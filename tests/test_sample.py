@@ -148,7 +148,7 @@ def test_pruning_and_rule():
         (cell(*full, ops=["maxpool3x3"] * 3, V=5), "5 vertices and 10 edges"),
         (dict(cell((0, 3)), matrix=[[0, 1], [0]]), "square"),
         (dict(cell((0, 3)), matrix=[[0, 2], [0, 0]]), "zeros and ones"),
-        ({"matrix": 1, "ops": []}, "lists"),
+        ({"matrix": 1, "ops": []}, "where list is due"),
     ):
         with pytest.raises(InputError, match=message):
             parse_nasbench(entry, "x")

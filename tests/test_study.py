@@ -159,6 +159,7 @@ def test_from_another_folder_and_with_blanks(tmp_path):
 # Stages
 
 FAKE = """#!/bin/bash
+trap "exit 130" INT
 echo "$@" >> calls
 echo "said by $1"
 while [ $# -gt 1 ]; do [ "$1" != --out ] || mkdir -p "$2"; shift; done

@@ -2,7 +2,9 @@
 images in which nothing counts, odd ways to be started."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from conftest import photo
 from filelock import FileLock
 
 import cli
+import data
+import image_files
 import pretext
 import runs
+import sample
 import search
 import train
 import utils
@@ -102,7 +108,71 @@ def test_no_usable_checkpoint(stopped):
         (out / name).write_bytes((out / name).read_bytes()[:-100])
     with pytest.raises(InputError, match="no usable checkpoint .*; remove") as error:
         run_train("--epochs", 3, "--out", out, "--resume")
-    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+    assert "not as torch.save wrote it" in str(error.value) and "\n" not in str(error.value)
+    torch.save({"identity": {"split": "x"}}, out / "checkpoint.old.pt")
+    with pytest.raises(InputError, match='its content: "epoch" is None, where int is due'):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+def test_other_images(stopped, monkeypatch):
+    out, _ = stopped
+    monkeypatch.setattr(data, "split_hash", lambda *sets: "others")
+    with pytest.raises(InputError, match="written for other images .*--limit, or their names"):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"epoch": [1]}\n', b"\0\0\xff\n", b"[" * 20_000 + b"\n", b"3\n"]
+)
+def test_a_line_of_the_log_that_is_none(stopped, line):
+    out, whole = stopped
+    lines = (out / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "log.jsonl").write_bytes(b"".join([*lines[:2], line, *lines[2:], b'{"epoch']))
+    assert run_train("--epochs", 3, "--out", out, "--resume")["epochs"] == whole["epochs"]
+    assert (out / "log.jsonl").read_bytes().startswith(b"".join(lines))
+
+
+def test_another_precision_in_a_checkpoint(stopped):
+    out, _ = stopped
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    state["network"] = {name: value.half() for name, value in state["network"].items()}
+    torch.save(state, out / "checkpoint.pt")
+    with pytest.raises(InputError, match="not the checkpoint of such a run"):
+        run_train("--epochs", 3, "--out", out, "--resume")
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": 1}', None),
+        ('{"a": 1.5, "b": [1, 2], "c": {"x": "y"}, "d": []}', None),
+        ('{"a": true}', '"a" is True, where int or float is due'),
+        ('{"a": NaN}', '"a" is None, where int or float'),
+        ('{"a": 1e999}', '"a" is inf, where'),
+        (f'{{"a": {10**400}}}', '"a" is 1000'),
+        ('{"a": 1, "b": [1, "x"]}', "\"b\" 1 is 'x', where int is due"),
+        ('{"a": 1, "c": {"x": {}}}', '"c" "x" is {}, where str or NoneType is due'),
+        ('{"a": 1, "c": {"x": "\\ud800"}}', '"c" "x" is '),
+        ("[]", "it is [], where dict is due"),
+        ("[" * 20_000, "not a readable JSON file"),
+        ("", "not a readable JSON file"),
+    ],
+)
+def test_shapes_of_json(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    shape = {"a": cli.NUMBER, "b": ([int], None), "c": ({...: (str, None)}, None)}
+    if message is None:
+        value = cli.read_json(tmp_path / "x.json", shape)
+        assert value["b"] == json.loads(text).get("b")
+        return
+    with pytest.raises(InputError) as error:
+        cli.read_json(tmp_path / "x.json", shape)
+    assert str(error.value).startswith(f"{tmp_path / 'x.json'}: ") and message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 300
 
 
 def test_a_checkpoint_of_other_shapes(tmp_path):
@@ -261,12 +331,13 @@ def test_a_rank_ends_with_its_parent():
 
 
 WORKERS = """
-import sys, data, cli, image_files
+import multiprocessing, sys, data, cli, image_files
 def main(args):
     train, _ = data.load("imagenet", sys.argv[1], workers=2)
     view = image_files.View(None, "area", 16)
     for _ in data.batches(train, view, 2, "cpu", seed=0):
         {what}
+    print("not reached", file=sys.stderr)
 if __name__ == "__main__":
     {start}
 """
@@ -276,8 +347,15 @@ if __name__ == "__main__":
     "start",
     ["cli.run(main, lambda argv: None)", pytest.param("main(None)", marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("what, code", [("1 / 0", 1), ("raise cli.InputError('bad')", 2)])
-def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, start):
+@pytest.mark.parametrize(
+    "what, code, wanted",
+    [
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("raise cli.InputError('bad')", 2, "error: bad"),
+        ("[worker.kill() for worker in multiprocessing.active_children()]", 2, "killed"),
+    ],
+)
+def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, wanted, start):
     script = tmp_path / "script.py"
     script.write_text(WORKERS.format(what=what, start=start))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
@@ -285,5 +363,142 @@ def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, start):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     by_script = start.startswith("cli")
     assert done.returncode == (code if by_script else 1), done.stderr
-    wanted = "ZeroDivisionError" if code == 1 else "error: bad" if by_script else "InputError: bad"
-    assert wanted in done.stderr
+    wanted = wanted if by_script else wanted.replace("error: bad", "InputError: bad")
+    assert wanted in done.stderr and "not reached" not in done.stderr
+    assert ("Traceback" in done.stderr) == (code == 1 or not by_script)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX")
+def test_a_worker_that_hangs(imagenet, monkeypatch):
+    monkeypatch.setattr(image_files, "PATIENCE", 3)
+    train_set, _ = data.load("imagenet", imagenet, workers=2)
+    batches = data.batches(train_set, image_files.View(None, "area", 16), 2, "cpu", seed=0)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(InputError, match="--workers: no batch for 3 s"):
+        list(batches)
+
+
+def test_no_more_workers_than_batches(imagenet):
+    train_set, _ = data.load("imagenet", imagenet, workers=900)
+    for _ in data.batches(train_set, image_files.View(None, "area", 16), 10, "cpu", seed=0):
+        assert len(multiprocessing.active_children()) <= 2
+
+
+def without_shared_memory(*command, **options):
+    """Runs a command where /dev/shm has one MB."""
+    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", *map(str, command)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
+
+
+@pytest.mark.slow
+def test_no_room_in_shared_memory(tmp_path):
+    try:
+        mountable = without_shared_memory("true").returncode == 0
+    except OSError:
+        mountable = False
+    if not mountable:
+        pytest.skip("needs the right to mount")
+    for part in ("train", "val"):
+        for k in range(16):
+            path = tmp_path / part / "ab"[k % 2] / f"{k}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo(260, 240, k).save(path)
+    argv = ["search.py", "--dataset", "imagenet", "--data", tmp_path, "--batch_size", 8]
+    argv += ["--width", 4, "--layers", 1, "--workers", 2, "--out", tmp_path / "out"]
+    done = without_shared_memory(sys.executable, *argv, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no room for a batch of 1.1 MB in /dev/shm" in done.stderr
+    assert "--shm-size" in done.stderr
+
+
+FROZEN = """
+import datetime, os, sys, time
+sys.path.insert(0, ".")
+import cli, runs, train, utils
+utils.PATIENCE = datetime.timedelta(seconds=5)
+after_step = runs.Run.after_step
+def frozen(self):
+    if os.environ["RANK"] == "1" and self.steps_done == 2:
+        time.sleep(12)
+        os._exit(1)
+    after_step(self)
+runs.Run.after_step = frozen
+cli.run(train.main, train.parse_args)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs(tmp_path):
+    script = tmp_path / "frozen.py"
+    script.write_text(FROZEN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    argv = [*command, script, *TRAIN, "--epochs", 1, "--out", tmp_path / "out"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, argv)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode != 0
+    assert "error (rank 0): waits for the other ranks after epoch 0, step 3" in done.stderr
+
+
+def test_a_second_sigterm_ends_a_wait(tmp_path, monkeypatch):
+    def wait_for_a_batch(self):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # torchrun passes one on that its ranks got, too
+        self.sigterm -= 6
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(runs.Run, "after_step", wait_for_a_batch)
+    with pytest.raises(SystemExit) as exit_:
+        run_train("--epochs", 1, "--out", tmp_path)
+    assert exit_.value.code == runs.STOPPED
+
+
+@pytest.mark.parametrize(
+    "script, flag, value",
+    [
+        *[(train, "--lr", value) for value in ("1e39", "nan", "inf", "-1", "x", "")],
+        *[(train, "--epochs", value) for value in ("0", "1e20", "1" + "0" * 20)],
+        (train, "--cutout", "1" + "0" * 20),
+        *[(train, "--width", value) for value in ("3", "0", "900000000")],
+        (search, "--alpha_lr", "1e39"),
+        (search, "--seed", str(2**32)),
+        (sample, "--params", "9 5"),
+        (sample, "--shard", "2/2"),
+    ],
+)
+def test_numbers_out_of_bounds(capsys, script, flag, value):
+    with pytest.raises(SystemExit) as exit_:
+        script.parse_args([flag, *value.split(" ")])
+    assert exit_.value.code == 2 and f"argument {flag}" in capsys.readouterr().err
+
+
+def test_a_network_that_fits_no_memory(tmp_path, capsys):
+    """What the allocator says, in one line."""
+    argv = [*SMALL, "--arch", "darts_v2", "--width", "65536", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(train.main, train.parse_args, argv)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and "memory" in error and error.count("\n") == 1
+
+
+def test_a_bug_that_speaks_of_memory_keeps_its_traceback():
+    def view(args):
+        torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last).view(-1)
+
+    def fail(args):
+        raise RuntimeError("unsupported memory format option")
+
+    for bug in (view, fail):
+        with pytest.raises(RuntimeError):
+            cli.run(bug, lambda argv: None)
+
+
+@pytest.mark.slow
+def test_a_filter_that_no_cell_passes():
+    with pytest.raises(InputError, match="widen --params"):
+        sample.draw("darts", 1, 0, params=(0, 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -98,9 +99,14 @@ def test_predictions(tmp_path, monkeypatch, capsys):
     assert count_pixels(drawn, sky) > 1000 and not count_pixels(drawn, road)
 
     # Cityscapes has colours of its own, in which class 0 is road.
-    result = cli.read_json(tmp_path / "t" / "result.json")
-    result["args"]["dataset"] = "cityscapes"
+    result = cli.read_json(tmp_path / "t" / "result.json", dict)
+    result["identity"]["dataset"] = "cityscapes"
     cli.write_json(tmp_path / "t" / "result.json", result)
+    with pytest.raises(cli.InputError, match="result.json was written with dataset = 'cityscapes'"):
+        visualize.main(visualize.parse_args([str(tmp_path / "t")]))
+    checkpoint = torch.load(tmp_path / "t" / "checkpoint.pt", weights_only=True)
+    checkpoint["identity"]["dataset"] = "cityscapes"
+    torch.save(checkpoint, tmp_path / "t" / "checkpoint.pt")
     monkeypatch.setattr(data, "load", lambda name, *args, load=data.load: load("shapes", *args))
     visualize.main(visualize.parse_args([str(tmp_path / "t"), "--images", "2"]))
     assert count_pixels(drawn, road) > 1000 and not count_pixels(drawn, sky)

@@ -105,7 +105,8 @@ class Cell(nn.Module):
         for j, (edges, nodes) in enumerate(zip(self.sources, self.readers)):
             x = states[j]
             if self.partial > 1:
-                x, rest = x.tensor_split([x.shape[1] // self.partial], 1)
+                c = x.shape[1] // self.partial
+                x, rest = x.split([c, x.shape[1] - c], 1)
                 pools = self.reduction and j < 2
                 passing.append(F.max_pool2d(rest, 2, ceil_mode=True) if pools else rest)
             mixed = edges(x, torch.stack([rows[edge_index(node, j)] for node in nodes]))

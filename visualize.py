@@ -133,7 +133,7 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
         weights = softmax(epoch["alphas"])[i]  # (14, 8)
         columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
         limits = np.full(len(columns), softmax(epoch["alphas"]).max())
-        if "betas" in epoch:  # of each node
+        if epoch.get("betas"):  # of each node
             parts = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
             weights = np.column_stack([weights, np.concatenate([softmax(part) for part in parts])])
             columns, limits = [*columns, "edge"], [*limits, 1]
@@ -224,7 +224,7 @@ def main(args):
         draw_cell(genotype, out, f"{title}:")
         draw_history({title: search["meta"]["history"]}, run / "alphas.png")
         print(run / "alphas.png")
-        if "alphas" in last:
+        if last["alphas"]:
             draw_weights(genotype, last, run / "weights.png", f"{title}:")
             print(run / "weights.png")
     print(out)

@@ -25,6 +25,10 @@ def edge_index(node, source):
     return sum(range(2, node)) + source
 
 
+# READERS[j]: the nodes with an edge from j. The last node has no readers.
+READERS = [range(max(2, j + 1), 2 + NODES) for j in range(1 + NODES)]
+
+
 class MixedEdges(nn.Module):
     """The E edges that leave one node, each with the mixed op of DARTS, its equation 2:
 
@@ -51,30 +55,30 @@ class MixedEdges(nn.Module):
                 self.shared[name] = op
 
     def forward(self, x, weights):
-        """x (B, C, H, W), weights (E, 8) after the softmax -> E tensors (B, C, h, w)."""
-        weight = dict(zip(PRIMITIVES, weights.unbind(1)))  # (E,) for each op
+        """x (B, C, H, W), weights (8, E) after the softmax -> E tensors (B, C, h, w)."""
+        of_channels = weights.repeat_interleave(self.C, 1).unbind(0)  # 8 of (E*C,)
+        weight = dict(zip(PRIMITIVES, of_channels))
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
         outputs = [
             scaled_bn(op.bn, op.convs(x_copies), weight[name]) for name, op in self.per_edge.items()
         ]
         shared = {name: op(x) for name, op in self.shared.items()}  # (B, C, h, w)
         if self.narrow:
-            mixing = torch.stack([weight[name] for name in shared], 1)  # (E, number of them)
-            identity = torch.eye(self.C, dtype=mixing.dtype, device=mixing.device)
-            mixing = torch.kron(mixing, identity)[:, :, None, None]
+            identity = torch.eye(self.C, dtype=weights.dtype, device=weights.device)
+            mixing = [identity.repeat(self.copies, 1) * weight[name][:, None] for name in shared]
+            mixing = torch.cat(mixing, 1)[:, :, None, None]  # (E*C, number of them * C, 1, 1)
             outputs.append(F.conv2d(torch.cat(list(shared.values()), 1), mixing))
         mixed = functools.reduce(torch.add, outputs).permute(0, 2, 3, 1)  # (B, h, w, E*C)
         mixed = mixed.unflatten(3, (self.copies, self.C))  # (B, h, w, E, C), a view
         for name, y in ({} if self.narrow else shared).items():
             y = y.permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
-            mixed = torch.addcmul(mixed, y, weight[name][:, None].to(y.dtype))
+            mixed = torch.addcmul(mixed, y, weight[name].view(self.copies, self.C).to(y.dtype))
         # unbind, as the backward of each slice would fill a tensor of this size with zeros
         return [edge.permute(0, 3, 1, 2) for edge in mixed.unbind(3)]
 
 
 def scaled_bn(bn, x, weight):
-    """Non-affine BN of E copies (B, E*C, h, w), times weight (E,), in one pass."""
-    weight = weight.repeat_interleave(x.shape[1] // len(weight))  # (E*C,)
+    """Non-affine BN of x (B, E*C, h, w), times weight (E*C,), in one pass."""
     if isinstance(bn, nn.SyncBatchNorm):
         return bn(x) * weight[:, None, None].to(x.dtype)
     return F.batch_norm(
@@ -89,28 +93,24 @@ class Cell(nn.Module):
         preprocess = factorized_reduce if reduction_prev else relu_conv_bn
         self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
-        # readers[j]: the nodes with an edge from j. The last node has no readers.
-        self.readers = [range(max(2, j + 1), 2 + NODES) for j in range(1 + NODES)]
         self.sources = nn.ModuleList(
             MixedEdges(C // partial, 2 if reduction and j < 2 else 1, len(nodes), partial > 1)
-            for j, nodes in enumerate(self.readers)
+            for j, nodes in enumerate(READERS)
         )
 
     def forward(self, s0, s1, weights, edge_weights):
-        """s0 (B, C_prev_prev, H, W), s1 (B, C_prev, H, W), weights (14, 8) of the ops and (14,) of
-        the edges, which all ops have in them -> (B, 4C, h, w)."""
-        rows, edge_weights = weights.unbind(0), edge_weights.split([2, 3, 4, 5])
+        """s0 (B, C_prev_prev, H, W), s1 (B, C_prev, H, W), weights (8, E) of the ops on the edges
+        that leave each node and those of the edges that enter each -> (B, 4C, h, w)."""
         states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}  # (B, C, h, w) for each node
         passing = []  # (B, C - C/K, h, w) for each node that has edges to others
-        for j, (edges, nodes) in enumerate(zip(self.sources, self.readers)):
+        for j, (edges, nodes, of_ops) in enumerate(zip(self.sources, READERS, weights)):
             x = states[j]
             if self.partial > 1:
                 c = x.shape[1] // self.partial
                 x, rest = x.split([c, x.shape[1] - c], 1)
                 pools = self.reduction and j < 2
                 passing.append(F.max_pool2d(rest, 2, ceil_mode=True) if pools else rest)
-            mixed = edges(x, torch.stack([rows[edge_index(node, j)] for node in nodes]))
-            for node, y in zip(nodes, mixed):  # the sum in a node is complete when its turn comes
+            for node, y in zip(nodes, edges(x, of_ops)):  # the sum in a node is complete when its turn comes
                 states[node] = states[node] + y if node in states else y
             if self.partial > 1 and j > 0:  # nothing enters node j + 1 any more
                 terms = [w * rest for w, rest in zip(edge_weights[j - 1], passing)]
@@ -139,7 +139,14 @@ class Supernet(nn.Module):
         self.head = head(C_prev)
 
     def forward(self, x, alphas, betas=None):
-        normal, reduction = zip(*normalise(alphas, betas))
+        weights, edge_weights = normalise(alphas, betas)
+        rows = weights.unbind(1)  # (2, 8) for each edge
+        by_source = [
+            torch.stack([rows[edge_index(node, j)] for node in nodes], 2)  # (2, 8, E)
+            for j, nodes in enumerate(READERS)
+        ]
+        by_node = edge_weights.split([2, 3, 4, 5], 1)  # (2, n) each
+        normal, reduction = zip(zip(*by_source), zip(*by_node))
         s0, s1 = self.stem(x)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, *(reduction if cell.reduction else normal))

@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from genotypes import NODES, PRIMITIVES
+from model_search import READERS
 from ops import OPS, STEMS, DepthwiseConv, factorized_reduce, reduction_cells, relu_conv_bn
 
 
@@ -100,7 +101,7 @@ def paired_parameters(supernet, oracle):
     """[(parameter of the supernet, the oracle's parameters that are its copies)], each once."""
     inside = []
     for cell, edge_cell in zip(supernet.cells, oracle.cells):
-        for j, (source, readers) in enumerate(zip(cell.sources, cell.readers)):
+        for j, (source, readers) in enumerate(zip(cell.sources, READERS)):
             for name, op in source.per_edge.items():
                 twins = [
                     edge_cell.edges[f"{j}->{node}"].ops[PRIMITIVES.index(name)] for node in readers

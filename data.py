@@ -140,14 +140,6 @@ def split(dataset, seed: int, shares) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.cat(part).sort().values for part in parts)
 
 
-def endless_batches(*source, index, seed, skip):
-    """`batches` of one pass over the images after the other; the last number of seed counts on."""
-    k, skip = divmod(skip, len(index) // source[2])
-    while True:
-        yield from batches(*source, index, (*seed[:-1], seed[-1] + k), skip)
-        k, skip = k + 1, 0
-
-
 def split_hash(*parts):
     """12 hex digits for which images do what; a part is a data set, an index tensor or None."""
     digest = hashlib.sha256()

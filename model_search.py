@@ -56,8 +56,7 @@ class MixedEdges(nn.Module):
 
     def forward(self, x, weights):
         """x (B, C, H, W), weights (8, E) after the softmax -> E tensors (B, C, h, w)."""
-        of_channels = weights.repeat_interleave(self.C, 1).unbind(0)  # 8 of (E*C,)
-        weight = dict(zip(PRIMITIVES, of_channels))
+        weight = dict(zip(PRIMITIVES, weights.repeat_interleave(self.C, 1)))  # (E*C,) for each op
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
         outputs = [
             scaled_bn(op.bn, op.convs(x_copies), weight[name]) for name, op in self.per_edge.items()
@@ -110,7 +109,7 @@ class Cell(nn.Module):
                 x, rest = x.split([c, x.shape[1] - c], 1)
                 pools = self.reduction and j < 2
                 passing.append(F.max_pool2d(rest, 2, ceil_mode=True) if pools else rest)
-            for node, y in zip(nodes, edges(x, of_ops)):  # the sum in a node is complete when its turn comes
+            for node, y in zip(nodes, edges(x, of_ops)):  # complete when the turn of a node comes
                 states[node] = states[node] + y if node in states else y
             if self.partial > 1 and j > 0:  # nothing enters node j + 1 any more
                 terms = [w * rest for w, rest in zip(edge_weights[j - 1], passing)]

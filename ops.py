@@ -35,9 +35,9 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class DepthwiseFunction(torch.autograd.Function):
-    """Stride 1: the gradient of the input is a convolution by the kernel turned by 180 degrees. That
-    of the kernel sums products of the shifted input and the gradient of the output, which with
-    dilation takes a third of the time of PyTorch's own."""
+    """Stride 1: the gradient of the input is a convolution by the kernel turned by 180 degrees. With
+    dilation, that of the kernel sums products of shifted inputs and the gradient of the output, in
+    a third of the time of PyTorch's own."""
 
     @staticmethod
     def forward(ctx, x, weight, padding, dilation):

@@ -64,9 +64,8 @@ def parse_args(argv=None):
     parser.add_argument("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     group = parser.add_argument_group("data")
     data.add_arguments(group)
-    text = "shares of each class for weights and alphas (without it: one half of all images each)"
-    pair = dict(nargs=2, type=at_least(0), metavar=("W", "ALPHA"))
-    group.add_argument("--images", **pair, help=text)
+    text = "shares of each class for weights and alphas (default: one half of all images each)"
+    group.add_argument("--images", nargs=2, type=at_least(0), metavar=("W", "ALPHA"), help=text)
     add = parser.add_argument_group("model").add_argument
     add("--width", type=cli.even, help="channels of the first cells")
     add("--layers", type=at_least(1, int), help="number of cells")
@@ -83,13 +82,10 @@ def parse_args(argv=None):
     add = parser.add_argument_group("collapse to skip connections").add_argument
     add("--max_skips", type=at_least(0, int), metavar="N", help="of a normal cell; the weakest go")
     add("--stop_skips", type=at_least(1, int), metavar="N", help="end with N in the normal cell")
-    add(
-        "--stop_stable", type=at_least(1, int), metavar="N", help="end with N epochs of equal cells"
-    )
+    add("--stop_stable", type=at_least(1, int), metavar="N", help="end with N equal epochs")
     runs.add_arguments(parser.add_argument_group("run"))
-    parser.set_defaults(
-        grad_clip=5.0, max_skips=8, **chosen, **table_row(DEFAULTS, *chosen.values())
-    )
+    row = table_row(DEFAULTS, *chosen.values())
+    parser.set_defaults(grad_clip=5.0, max_skips=8, **chosen, **row)
     return parser.parse_args(argv)
 
 
@@ -152,8 +148,7 @@ def main(args):
     source = train_set, task.view, args.batch_size, device
     stopped = None
     for epoch in run.epochs():
-        stopped = why_stop(args, run.history)  # here, so that a resumed search does not go on
-        if stopped:
+        if stopped := why_stop(args, run.history):  # here, so that a resumed search stops, too
             run.print(f"stopped after epoch {epoch - 1}: {stopped}")
             break
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs)
@@ -163,8 +158,8 @@ def main(args):
             run.print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
         w_batches = data.batches(*source, w_split, (args.seed, epoch, 0), run.steps_done)
-        alpha_order = dict(index=alpha_split, seed=(args.seed, epoch, 1), skip=run.steps_done)
-        alpha_batches = data.endless_batches(*source, **alpha_order)  # they may be fewer
+        alpha_index = alpha_split.repeat(-(-len(w_split) // len(alpha_split)))  # as many, or more
+        alpha_batches = data.batches(*source, alpha_index, (args.seed, epoch, 1), run.steps_done)
         for w_batch, alpha_batch in zip(w_batches, alpha_batches):
             # Alpha step, first order: at the present weights, whose gradients are not needed
             if train_alphas:
@@ -196,12 +191,12 @@ def main(args):
             w_meter.update(loss, logits, y)
             run.after_step()
 
-        values = dict(zip(("alphas", "betas"), arch))
-        for name in values:
-            utils.check_equal(name, values[name])
+        named = dict(zip(("alphas", "betas"), arch))
+        for name, values in named.items():
+            utils.check_equal(name, values)
         genotype = model_search.derive(*arch, max_skips=args.max_skips)
         stats = model_search.alpha_stats(arch[0], genotype)
-        results = stats | {name: value.tolist() for name, value in values.items()}
+        results = stats | {name: values.tolist() for name, values in named.items()}
         unreadable = utils.count_distinct(train_set.unreadable)
         run.after_epoch(lr, results, genotype=genotype._asdict(), unreadable=unreadable)
         write_genotype(run, genotype)

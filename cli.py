@@ -1,13 +1,21 @@
 """What every script needs, without torch: errors, argument types, JSON, tables, formats."""
 
 import argparse
+import errno
 import json
 import os
 import re
 import reprlib
 import secrets
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+# The scripts import this file before torch, which takes seconds: Ctrl-C ends them in silence there.
+if Path(sys.argv[0]).absolute().parent == Path(__file__).parent:
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 NUMBER = int, float  # as a shape of JSON
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # neither file names nor figures can have these
@@ -24,17 +32,27 @@ class TrainingError(InputError):
 def run(main, parse_args, argv=None):
     """Calls `main(parse_args(argv))` as a script does. User errors, and files that cannot be read
     or written, end it with one line and exit code 2; a bug keeps its traceback."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     args = None
     try:
-        args = parse_args(argv)
-        main(args)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+        try:
+            args = parse_args(argv)
+            main(args)
+        finally:
+            sys.stdout.flush()
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         message = (str(error).splitlines() or [""])[0]
         if isinstance(error, OSError):
-            if error.filename is None:  # of a socket, say
-                raise
-            message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+            if error.filename is None:
+                if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise  # of a socket, say, and not of printing, which must not fail again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if error.errno == errno.EPIPE:  # as of `| head`
+                    sys.exit(1)
+            message = f"{os.fsdecode(error.filename or 'stdout')}: {error.strerror}"
         elif not isinstance(error, InputError):
             known = "allocate memory", "out of memory"
             if not isinstance(error, MemoryError) and not any(text in message for text in known):
@@ -116,26 +134,44 @@ def table_row(table, *keys) -> dict:
 # Files
 
 
+@contextmanager
+def named(path):
+    """Gives an OSError the name of what was written; that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
 def replace_file(path, write, keep=None):
     """Calls write(file) on a temporary file in the same folder and renames it to `path`, so that
     whoever reads `path` finds the old content or the new. `keep`: a path for the old file."""
     partial = Path(f"{path}.{secrets.token_hex(4)}.tmp")  # several processes may write one file
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with named(path):
+        try:
+            with open(partial, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                os.replace(path, keep)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path, text):
+    replace_file(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path, value):
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_figure(figure, path, **how):
+    ending = Path(path).suffix.removeprefix(".")
+    replace_file(path, lambda file: figure.savefig(file, format=ending, dpi=150, **how))
 
 
 def read_json(path, shape, text=None):

@@ -333,8 +333,8 @@ def main(args):
     for name, figure in figures.items():
         lines.append(f"![{name}]({name}.png)\n")
         for ending in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{ending}", dpi=150, bbox_inches="tight")
-    (out / "report.md").write_text("\n".join(lines), encoding="utf-8")
+            cli.save_figure(figure, out / f"{name}.{ending}", bbox_inches="tight")
+    cli.write_text(out / "report.md", "\n".join(lines))
     print(f"{out / 'report.md'}, correlations.json and the figures as PNG and PDF")
 
 

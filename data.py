@@ -28,7 +28,7 @@ from filelock import FileLock
 import cli
 import image_files
 from cli import InputError, at_least
-from image_files import DataSet, View
+from image_files import DataSet, View, listed
 from shapes import SHAPES, load_shapes
 
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by
@@ -48,7 +48,8 @@ class ImageSet(DataSet):
     padded_crops = True
 
     def __init__(self, images, labels=None, classes=(), masks=None, names=None):
-        super().__init__(names or [str(i) for i in range(len(images))], labels, classes, masks)
+        names = np.arange(len(images)).astype("S") if names is None else names
+        super().__init__(names, labels, classes, masks)
         self.images, self.size = images, images.shape[1]
 
     def resize(self, size):
@@ -147,7 +148,7 @@ def split_hash(*parts):
         if isinstance(part, torch.Tensor):
             digest.update(part.numpy())
         elif part is not None:
-            digest.update(part.names_as_bytes())
+            digest.update(b"\n".join(part.names.tolist()))
         digest.update(b"\n\n")
     return digest.hexdigest()[:12]
 
@@ -203,81 +204,29 @@ def read_cifar10(path, *_):
 
 
 def read_folder(root, size, limit):
-    found, left_out = list_images(root)
-    train_root = (*image_files.find_parts(root, image_files.TRAINING), root)[0]
-    val_roots = image_files.find_parts(root, image_files.EVALUATION)
-    test_root = (*val_roots, train_root)[0]
-    paths = [f for f in found if train_root in f.parents and not {*val_roots} & {*f.parents}]
-    test_paths = [f for f in found if val_roots and test_root in f.parents]
-    if not paths:
-        raise InputError(f"{train_root}: no images ({', '.join(image_files.EXTENSIONS)})")
-    left_out["outside the folders that are used"] = len(found) - len(paths) - len(test_paths)
-
-    classes, notes, why_no_labels = [], [], None
-    stray = [f for f in paths + test_paths if f.parent in (train_root, test_root)]
-    if train_root != root and stray:
-        why_no_labels = f"{stray[0]} is not in the folder of a class"
-    elif train_root != root:
-        classes = sorted({f.relative_to(train_root).parts[0] for f in paths})
-        test_classes = {f.relative_to(test_root).parts[0] for f in test_paths}
-        for folder, found_there in ((test_root, test_classes), (train_root, classes)):
-            reason = image_files.why_unlabelled(folder, sorted(found_there), classes)
-            why_no_labels = reason or why_no_labels
-    if why_no_labels:
-        classes = []
-    sides, whites, notes = image_files.survey("", paths)
+    train, test = image_files.read_trees(root)
+    one_folder, notes = test is None, train.notes
+    if train.root == root:
+        train.labels, train.why_no_labels = None, DataSet.why_no_labels
     if not size:
-        size, note = fitting_size(sides, len(paths))
-        notes.insert(0, note)
-    if not val_roots:
-        held_out = random_subset(len(paths), max(1, round(HELD_OUT * len(paths)))).tolist()
-        test_paths = [paths[i] for i in held_out]
-        paths = sorted({*paths} - {*test_paths}, key=Path.as_posix)
-
-    sets = []
-    for folder, part in ((train_root, paths), (test_root, test_paths)):
-        chosen = [part[i] for i in random_subset(len(part), limit).tolist()]
-        dataset = read_images(folder, chosen, size, classes, whites)
-        dataset.why_no_labels = why_no_labels or dataset.why_no_labels
-        left_out["beyond --limit"] += len(part) - len(chosen)
-        left_out["unreadable"] += len(dataset.unreadable)
-        sets.append(dataset)
-    train, test = sets
-    endings = Counter(Path(name).suffix.lower() for name in train.names + test.names)
-    counts = f"{len(train)} images to train, {len(test)} to evaluate, {listed(endings)}"
-    train.notes = [f"{root}: {counts}", f"left out: {listed(left_out)}", *notes]
-    if not val_roots:  # one folder, of which some files are unreadable
+        size, note = fitting_size(train.sides, len(train))
+        notes.append(note)
+    if one_folder:
+        held_out = torch.zeros(len(train), dtype=torch.bool)
+        held_out[random_subset(len(train), max(1, round(HELD_OUT * len(train))))] = True
+        test, train = (train.subset(chosen.nonzero()[:, 0]) for chosen in (held_out, ~held_out))
+    train.size = test.size = size
+    train, test = (part.subset(random_subset(len(part), limit)) for part in (train, test))
+    if 3 * size * size * (len(train) + len(test)) <= MAX_BYTES:
+        train, test = map(load_images, (train, test))
+        notes.append(f"left out: {len(train.unreadable) + len(test.unreadable)} unreadable")
+    else:
+        most = f"{MAX_BYTES / 2**30:.0f} GiB of pixels"
+        notes.append(f"more than {most}: read from disk for each batch, in random crops")
+    train.notes, test.notes = notes, []
+    if one_folder:  # of which some files are unreadable
         train.unreadable, test.unreadable = train.unreadable | test.unreadable, {}
-    return sets
-
-
-def list_images(root):
-    """The sorted paths of the image files below a folder, and a Counter of what else there is. Each
-    folder is visited once, however many links lead to it."""
-    images, others, visited = [], Counter(), set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
-        if image_files.folder_id(folder) in visited:
-            others["links to folders seen before"] += 1
-            subfolders.clear()
-            continue
-        visited.add(image_files.folder_id(folder))
-        for path in (Path(folder, name) for name in names):
-            hidden = path.name.startswith(".")
-            kind = "hidden" if hidden else path.suffix.lower() or "without an ending"
-            if kind in image_files.EXTENSIONS and not path.is_file():  # a pipe would block
-                others["not a regular file"] += 1
-            elif kind in image_files.EXTENSIONS:
-                images.append(path)
-            else:
-                others[kind] += 1
-    return sorted(images, key=Path.as_posix), others
-
-
-def listed(counts):
-    """A Counter as text, the most frequent first."""
-    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{n} {what}" for what, n in by_count if n) or "nothing"
+    return train, test
 
 
 def fitting_size(sides, images):
@@ -290,30 +239,33 @@ def fitting_size(sides, images):
     return size, f"size {size}, from the shorter sides of {found}; --size takes another"
 
 
-def read_images(root, paths, size, classes, whites):
-    """An ImageSet of those files that can be read, with labels if there are classes."""
-    if len(paths) * size * size * 3 > MAX_BYTES:
-        images = f"{len(paths)} images of {size} x {size}"
-        raise InputError(f"{images} take too much memory; use --limit or a smaller --size")
-    images = np.empty((len(paths), size, size, 3), np.uint8)
+def load_images(files):
+    """An ImageSet of those of the ImageFiles that can be read: their middle squares, scaled."""
+    images = np.empty((len(files), files.size, files.size, 3), np.uint8)
 
     def middle_square(W, H):
-        return image_files.middle(W, H, min(W, H), min(W, H), size)
+        return image_files.middle(W, H, min(W, H), min(W, H), files.size)
 
     def read(i):
-        images[i], _, found = image_files.read_rgb(paths[i], middle_square, whites)
+        images[i], _, found = image_files.read_rgb(files.path(i), middle_square, files.whites)
         return found
 
-    formats, errors = image_files.try_all(read, range(len(paths)))
-    images = images[list(formats)] if errors else images
-    names = [paths[i].relative_to(root).as_posix() for i in formats]
-    dataset = ImageSet(torch.from_numpy(images), None, classes, names=names)
-    if classes:
-        labels = [classes.index(name.partition("/")[0]) for name in names]
-        dataset.labels = torch.tensor(labels, dtype=torch.int64)
-    dataset.unreadable = {str(paths[i]): reason for i, reason in errors.items()}
+    what = f"{files.root}: images in memory, of {len(files):,}"
+    formats, errors = image_files.try_all(read, range(len(files)), what)
+    good = files.subset(torch.tensor(list(formats), dtype=torch.int64))
+    images = torch.from_numpy(images[list(formats)] if errors else images)
+    dataset = ImageSet(images, good.labels, good.classes, names=good.names)
+    dataset.why_no_labels = files.why_no_labels
+    dataset.unreadable = {files.path(i): reason for i, reason in errors.items()}
     dataset.formats = Counter(formats.values())
     return dataset
+
+
+def read_imagenet(root, *_):
+    train, test = image_files.read_trees(root)
+    if train.root == root or test is None:
+        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
+    return train, test
 
 
 # What reads the training and perhaps an evaluation part of each, given --data, --size and --limit;
@@ -322,8 +274,8 @@ DATASETS = {
     "shapes": read_shapes,
     "cifar10": read_cifar10,
     "folder": read_folder,
-    "imagenet": image_files.read_imagenet,
-    "imagenet22k": lambda root, *_: [image_files.read_classes(root)],
+    "imagenet": read_imagenet,
+    "imagenet22k": lambda root, *_: image_files.read_trees(root)[:1],
     "cityscapes": image_files.read_cityscapes,
 }
 
@@ -342,9 +294,9 @@ def add_arguments(group):
 
 def describe(train, test):
     """What a run says about its data, as lines; `test` may be None."""
-    notes = [note for part in (train, test) if part is not None for note in part.notes]
+    notes = dict.fromkeys(note for part in (train, test) if part is not None for note in part.notes)
     lines = [f"left out, unreadable: {path} ({why})" for path, why in train.unreadable.items()]
-    return notes + lines[:5]
+    return [*notes, *lines[:5]]
 
 
 def examine(title, dataset):

@@ -2,30 +2,30 @@
 
 import atexit
 import copy
-import hashlib
+import io
 import math
 import multiprocessing
 import os
-import platform
 import signal
+import tarfile
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, get_worker_info
 
-from cli import InputError, replace_file
+from cli import InputError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+COMPRESSED = ".7z", ".bz2", ".gz", ".rar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"
 MAX_UNREADABLE = 0.25  # of the training images; above it something else is wrong
 PATIENCE = 600  # seconds to wait for a batch
 TRAINING = "train", "training"  # names of folders, the first that is there counts
@@ -106,7 +106,7 @@ def read_rgb(path, crop, whites):
     """Of any image file, upright and RGB: what crop(width, height) takes as uint8 (h, w, 3); its
     (width, height); mode and size as text. On a broken file it raises whatever Pillow does.
     `whites` is what `survey` found."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         found, full_width = f"{image.mode} {image.width} x {image.height}", image.width
         if image.format not in ("JPEG", "MPO"):
             image.load()  # turns a TIFF upright, so before its orientation is looked at
@@ -143,18 +143,18 @@ def wide_pixels(image):
     return pixels
 
 
-def survey(root, names):
-    """Of at most 1,000 of the images root/<name>: the sorted shorter sides; where there are images
+def survey(files):
+    """Of at most 1,000 of these ImageFiles: the sorted shorter sides; where there are images
     of 16 or 32 bits, the value that is white in those of integers ("I") and of floats ("F"), one
     for a whole data set: the smallest of WHITES that none of them exceeds; and a note on it."""
 
-    def look(name):
-        with Image.open(os.path.join(root, os.fsdecode(name))) as image:
+    def look(i):
+        with open_image(files.path(i)) as image:
             kind = image.mode[0]
             return min(image.size), kind, wide_pixels(image).max() if kind in "IF" else 0
 
-    sample = names[:: 1 + (len(names) - 1) // 1000]
-    looks, whites = list(try_all(look, sample)[0].values()), {}
+    sample = range(0, len(files), 1 + (len(files) - 1) // 1000)
+    looks, whites = list(try_all(look, sample, "images looked at")[0].values()), {}
     for kind, choices in (("I", WHITES[1:]), ("F", WHITES)):
         values = [float(top) for _, found, top in looks if found == kind]
         if values:
@@ -180,7 +180,7 @@ PHOTO, RAW_IDS, TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine
 def read_mask(path, image_size, crop):
     """What `crop` takes of a Cityscapes mask as uint8 (h, w): 0 to 18, 255 where none counts."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Exception as error:  # Pillow raises many types on a damaged file
         raise OSError(f"its mask {path}: {error}") from None
@@ -195,73 +195,121 @@ def read_mask(path, image_size, crop):
     return mask
 
 
-def try_all(read, items, threads=None):
-    """({item: read(item)}, {item: why it failed}), several items at a time."""
+def progress(items, what):
+    """The items, and every ten seconds a line that says how many they were."""
+    due = time.monotonic() + 10
+    for count, item in enumerate(items):
+        if what and time.monotonic() > due and os.environ.get("RANK", "0") == "0":
+            due += 10
+            print(f"{what}: {count:,}", flush=True)
+        yield item
+
+
+def try_all(read, items, what=None, threads=None):
+    """({item: read(item)}, {item: why it failed}), several at a time; `what`: as in `progress`."""
+    results, errors = {}, {}
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # of Pillow, about broken tags and large images
-        futures = {item: pool.submit(read, item) for item in items}
-    errors = {item: future.exception() for item, future in futures.items() if future.exception()}
-    for error in errors.values():  # Pillow raises many types on a damaged file; this one is ours
-        if isinstance(error, InputError):
-            raise error
-    results = {item: futures[item].result() for item in futures if item not in errors}
-    return results, {item: str(e) or type(e).__name__ for item, e in errors.items()}
+        futures = [(item, pool.submit(read, item)) for item in items]
+        for item, future in progress(futures, what):
+            error = future.exception()
+            if isinstance(error, InputError):  # ours; Pillow raises many types on a damaged file
+                raise error
+            elif error:
+                errors[item] = str(error) or type(error).__name__
+            else:
+                results[item] = future.result()
+    return results, errors
 
 
 # --------------------------------------------------------------------------------------------------
-# An index of the files of a large data set: scanned once, then memory-mapped by all processes
+# The list of files
 
 
-def folder_id(path):
-    """The same for all links to a folder."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+class Member(namedtuple("Member", "tar name offset size")):
+    """An image in a tar archive, which is read in place."""
+
+    def __str__(self):
+        return f"{self.tar}: {self.name}"
 
 
-def scan(root, folders):
-    """The index of the image files in these folders of root: an array with the fields "name",
-    <folder>/<file> as bytes, and "folder", the folder's number."""
-    endings, names, visited = tuple(map(os.fsencode, EXTENSIONS)), [], set()
-    for folder in folders:
-        path, files = os.path.join(root, folder), []
-        if folder_id(path) not in visited:  # by another link
-            with os.scandir(path) as entries:  # a pipe is no file
-                files = sorted(entry.name for entry in entries if entry.is_file())
-        visited.add(folder_id(path))
-        files = [f for f in files if f.lower().endswith(endings) and not f.startswith(b".")]
-        names.append(np.array([b"%b/%b" % (folder, f) for f in files], "S"))
-    counts = [len(array) for array in names]
-    if not any(counts):
-        root = Path(os.fsdecode(root))
-        others = Counter(path.suffix for path in root.glob("*/*") if path.is_file())
-        found = ", ".join(f"{n} {ending}" for ending, n in others.most_common(3)) or "no files"
-        where = f"{root}: no images in its {len(folders)} folders, but {found}"
-        raise InputError(f"{where}; wanted are <class>/*.jpg or another of {', '.join(EXTENSIONS)}")
-    folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
-    return np.rec.fromarrays([np.concatenate(names), folder], names="name,folder")
+def open_image(path):
+    if isinstance(path, Member):
+        with open(path.tar, "rb") as file:
+            file.seek(path.offset)
+            return Image.open(io.BytesIO(file.read(path.size)))
+    if not os.path.isfile(path):  # a pipe would block
+        raise OSError("not a regular file")
+    return Image.open(path)
 
 
-def index_of(root):
-    """The index of the image files in the folders of root, and the folders. Its file is named by
-    root, the folders and when they last changed: a stale index is never used."""
-    root = os.fsencode(os.path.abspath(root))
-    with os.scandir(root) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
-    folders = folders or [b"."]  # a flat folder
-    changed = [os.stat(os.path.join(root, f)).st_mtime_ns for f in [b".", *folders]]
-    place, content = (platform.node(), root), (EXTENSIONS, folders, changed)
-    key, stamp = (hashlib.sha256(repr(x).encode()).hexdigest()[:16] for x in (place, content))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unnas"
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{key}-{stamp}.npy"
-    with FileLock(cache / f"{key}.lock"):  # one process scans; the others find what it has made
-        if not path.exists():
-            for old in cache.glob(f"{key}-*"):  # also what a killed process left
-                with suppress(OSError):  # Windows keeps a file that is in use
-                    old.unlink()
-            index = scan(root, folders)
-            replace_file(path, lambda file: np.save(file, index))
-        return np.load(path, mmap_mode="r"), [os.fsdecode(f) for f in folders]
+def list_images(root):
+    """({path: place} of the images below root, tar archives, a Counter of what else there is).
+    Paths are bytes, as they need not be text. An archive is a folder of its name without .tar; a
+    place in it is its number in the list, offset and size. Each folder is visited once, however
+    many links lead to it."""
+    found, tars, others, visited = {}, [], Counter(), set()
+    root = os.fsencode(root)
+
+    def add(path, place=(-1, 0, 0), open_inner=None):
+        path = b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
+        ending = os.fsdecode(os.path.splitext(path)[1]).lower()
+        if b"/." in b"/" + path:
+            others["hidden"] += 1
+        elif ending in EXTENSIONS:
+            others["duplicate names"] += path in found
+            found[path] = place
+        elif ending == ".tar":
+            if not open_inner:  # else it is an archive in an archive
+                tars.append(os.fsdecode(os.path.join(root, path)))
+            with open_inner() if open_inner else open(tars[-1], "rb") as file:
+                add_members(path[:-4] + b"/", file, place[1])
+        else:
+            what = " (unpack it, or decompress it to .tar)" if ending in COMPRESSED else ""
+            others[f"{ending or 'without an ending'}{what}"] += 1
+
+    def add_members(top, file, start):
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
+                tar.members.clear()  # it would keep them all
+                if member.isreg() and not member.issparse():
+                    place = len(tars) - 1, start + member.offset_data, member.size
+                    add(top + os.fsencode(member.name), place, partial(tar.extractfile, member))
+                else:
+                    others["links and the like in archives"] += not member.isdir()
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end")
+
+    def skip(error):
+        if not isinstance(error, PermissionError):
+            raise error
+        others[f"folder that cannot be read, {os.fsdecode(error.filename)}: {error.strerror}"] += 1
+
+    walk = os.walk(root, onerror=skip, followlinks=True)
+    for folder, inner, names in progress(walk, f"{os.fsdecode(root)}: folders listed"):
+        inner[:] = sorted(name for name in inner if not name.startswith(b"."))
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            others["links to folders seen before"] += 1
+            inner.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        others["empty folders"] += not inner and not names
+        top = folder[len(root) :].replace(os.fsencode(os.sep), b"/") + b"/"
+        for name in progress(sorted(names), f"{os.fsdecode(folder)}: files listed"):
+            try:
+                add(top + name)
+            except (OSError, tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
+                why = f"no whole tar archive, or a compressed one ({error})"
+                raise InputError(f"{tars[-1]}: {why}") from None
+    return found, tars, others
+
+
+def listed(counts):
+    """A Counter as text, the most frequent first."""
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {what}" for what, n in by_count if n) or "nothing"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -269,11 +317,11 @@ def index_of(root):
 
 
 class DataSet:
-    """In memory (data.ImageSet) or on disk (ImageFiles). `names` identify the images; labels (N,)
-    are integers, masks (N, S, S) in memory or a list of paths; `size` is the side of the images or
-    the default one of their crops; `unreadable`, {path: reason}, are files left out, and `formats`
-    counts modes and sizes of the others. fetch(parts, view, seed, device) yields images uint8
-    (B, h, w, 3), targets or None, and indices for each index tensor of `parts`."""
+    """In memory (data.ImageSet) or on disk (ImageFiles). `names`, an array of bytes, identify the
+    images; labels (N,) are integers, masks (N, S, S) in memory or an array of paths; `size` is the
+    side of the images or the default one of their crops; `unreadable`, {path: reason}, are files
+    left out, `formats` counts modes and sizes of the others. fetch(parts, view, seed, device)
+    yields images uint8 (B, h, w, 3), targets or None, and indices for each tensor of `parts`."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the channels; ImageNet's
     padded_crops, jitter = False, 0.0  # whether tasks pad and crop; strength of their colour jitter
@@ -292,10 +340,6 @@ class DataSet:
     def __len__(self):
         return len(self.names)
 
-    def names_as_bytes(self):
-        """What stands for the images in the hash of a split."""
-        return os.fsencode("\n".join(self.names))
-
     def examine(self, index):
         """Decodes the images of an index tensor, for `formats` and `unreadable`, if need be."""
 
@@ -303,12 +347,10 @@ class DataSet:
         """The images of an index tensor, in its order."""
         part = copy.copy(self)
         part.unreadable, part.formats = {}, Counter()
-        for key in ("names", "labels", "masks", "images"):
+        for key in ("names", "places", "labels", "masks", "images"):
             values = getattr(self, key, None)
-            if isinstance(values, list):
-                setattr(part, key, [values[i] for i in index.tolist()])
-            elif values is not None:
-                setattr(part, key, values[index])
+            if values is not None:
+                setattr(part, key, values[index.numpy()])
         return part
 
 
@@ -317,6 +359,7 @@ class ImageFiles(DataSet):
     by `crop`. `unreadable` grows as files are found to be so."""
 
     size, whole_masks = 224, True
+    tars, places = (), None  # see `list_images`
 
     def __init__(self, root, names, crop, labels=None, classes=()):
         super().__init__(names, labels, classes)
@@ -327,9 +370,14 @@ class ImageFiles(DataSet):
 
     def files(self, index, view):
         """[(i, its path, its mask's path if the view has masks)] of an index tensor"""
-        index, masks = index.tolist(), self.masks if view.targets == "masks" else None
-        paths = [os.path.join(self.root, os.fsdecode(self.names[i])) for i in index]
-        return [(i, path, masks and masks[i]) for i, path in zip(index, paths)]
+        masks = self.masks if view.targets == "masks" else None
+        return [(i, self.path(i), None if masks is None else masks[i]) for i in index.tolist()]
+
+    def path(self, i):
+        """A path or, of what is in a tar archive, a Member."""
+        name = os.fsdecode(self.names[i])
+        tar, *place = self.places[i].tolist() if self.tars else [-1]
+        return Member(self.tars[tar], name, *place) if tar >= 0 else os.path.join(self.root, name)
 
     def fetch(self, parts, view, seed, device):
         loader = DataLoader(
@@ -354,11 +402,8 @@ class ImageFiles(DataSet):
             if failed > max(10, MAX_UNREADABLE * seen):
                 bad = f"{failed} of {seen} images below {self.root} are unreadable"
                 raise InputError(f"{bad}, first {next(iter(self.unreadable))}")
-            labels = self.labels[index].long() if view.targets == "labels" else None
+            labels = self.labels[index] if view.targets == "labels" else None
             yield images, masks[0] if masks else labels, index
-
-    def names_as_bytes(self):
-        return self.names.tobytes()
 
     def examine(self, index):
         view = View(None if self.masks is None else "masks", "area", 64)
@@ -368,7 +413,7 @@ class ImageFiles(DataSet):
             _, mask, found = decoder.decode(file)
             return found, mask is not None and (mask != 255).mean()
 
-        looks, errors = try_all(look, self.files(index, view))
+        looks, errors = try_all(look, self.files(index, view), "images looked at")
         self.formats.update(found for found, _ in looks.values())
         self.labelled = sum(share for _, share in looks.values()) / max(1, len(looks))
         self.unreadable |= {path: reason for (_, path, _), reason in errors.items()}
@@ -461,56 +506,63 @@ def kill_workers():
 atexit.register(kill_workers)  # after multiprocessing's own, so that it comes first
 
 
-def why_unlabelled(root, classes, known=None):
-    """Why the images below root cannot be labelled by the names of its folders, or None. `known`:
-    the classes of the training part, of an evaluation part."""
-    if classes == ["."]:
-        return f"{root} has no folder for each class"
-    if new := sorted(set(classes) - set(known or classes)):
-        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
-    if len(known or classes) == 1:  # often a level is too many
-        inner = sorted(path.name for path in (root / classes[0]).iterdir() if path.is_dir())[:5]
-        more = f", with the folders {', '.join(inner)}" if inner else ""
-        return f"{root} has only one class, {classes[0]}{more}"
+def read_trees(root):
+    """The training part of a tree of images, with the folders in it as classes, and the evaluation
+    part or None. Without a folder for it all but evaluation is trained on."""
+    files, tars, left_out = list_images(root)
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() or path.suffix == ".tar"]
+    tops = {name.lower(): name for name in (path.name.removesuffix(".tar") for path in folders)}
+
+    def below(top):
+        top = os.fsencode(os.path.join(top, ""))
+        return {path[len(top) :]: files.pop(path) for path in [*files] if path.startswith(top)}
+
+    roots = [tops[name] for name in EVALUATION if name in tops]  # the first one counts
+    roots.append(([tops[name] for name in TRAINING if name in tops] + [""])[0])
+    parts = [below(top) for top in roots]
+    left_out["outside the folders that are used"] = len(files) + sum(map(len, parts[1:-1]))
+    train, test = read_tree(root / roots[-1], parts[-1], tars, left_out), None
+    if len(parts) > 1:
+        test = read_tree(root / roots[0], parts[0], tars, left_out, train)
+        if test.labels is None:  # what is trained is evaluated
+            train.labels, train.why_no_labels = None, test.why_no_labels
+    train.notes.insert(0, f"left out: {listed(left_out)}")
+    return train, test
 
 
-def find_parts(root, names):
-    """The folders of root with one of these names, in lower or upper case; the first one counts."""
-    folders = [path for path in sorted(root.glob("*")) if path.is_dir()]
-    return [path for name in names for path in folders if path.name.lower() == name]
-
-
-def read_classes(root, training=None):
-    """A folder of images for each class. `training`: the training part, of an evaluation part."""
-    index, folders = index_of(root)
-    counts = np.bincount(index["folder"], minlength=len(folders))
-    found = [name for name, count in zip(folders, counts) if count]
-    classes = training.classes if training else found
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number.get(name, -1) for name in folders], np.int32)[index["folder"]]
-    dataset = ImageFiles(root, index["name"], photo_crop, torch.from_numpy(labels), classes)
-    dataset.jitter = 0.1
-    if reason := why_unlabelled(root, found, classes if training else None):
-        dataset.labels, dataset.why_no_labels = None, reason
-    if empty := [name for name, count in zip(folders, counts) if not count]:
-        dataset.notes = [f"{root}: no images in {len(empty)} folders, first {empty[0]}"]
+def read_tree(root, files, tars, left_out, training=None):
+    """The images of `list_images` below root, with its folders as classes. `training`: the training
+    part, for an evaluation part."""
+    if not files:
+        raise InputError(f"{root}: no images ({', '.join(EXTENSIONS)}), but {listed(left_out)}")
+    names = sorted(files)
+    tops = [os.fsdecode(name[: max(0, name.find(b"/"))]) for name in names]
+    classes = training.classes if training else sorted({*tops})
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = torch.tensor([numbers.get(top, -1) for top in tops])
+    dataset = ImageFiles(root, np.array(names, "S"), photo_crop, labels, classes)
+    dataset.jitter, dataset.tars = 0.1, tars
+    if tars:
+        dataset.places = np.array([files[name] for name in names])
     if training:
         dataset.whites = training.whites
     else:
-        _, dataset.whites, notes = survey(root, index["name"])
-        dataset.notes = [*dataset.notes, *notes]
+        dataset.sides, dataset.whites, dataset.notes = survey(dataset)
+    if why := why_unlabelled(root, names, tops, classes):
+        dataset.labels, dataset.why_no_labels = None, why
     return dataset
 
 
-def read_imagenet(root, *_):
-    train_roots, test_roots = (find_parts(root, names) for names in (TRAINING, EVALUATION))
-    if not train_roots or not test_roots:
-        raise InputError(f"--data {root}: no folders train/ and val/ with a folder for each class")
-    train = read_classes(train_roots[0])
-    test = read_classes(test_roots[0], train)
-    if test.labels is None:  # what is trained is evaluated
-        train.labels, train.why_no_labels = None, test.why_no_labels
-    return train, test
+def why_unlabelled(root, names, tops, classes):
+    """Why the images cannot be labelled by the folders in root, or None."""
+    if "" in tops:
+        return f"{root / os.fsdecode(names[tops.index('')])} is not in the folder of a class"
+    if new := sorted({*tops} - {*classes}):
+        return f"{root}: classes the training part does not have: {', '.join(new[:5])}"
+    if len(classes) == 1:  # often a level is too many
+        inner = sorted({name.split(b"/")[1] for name in names if name.count(b"/") > 1})[:5]
+        more = f", with the folders {os.fsdecode(b', '.join(inner))}" if inner else ""
+        return f"{root} has only one class, {classes[0]}{more}"
 
 
 def scenes(root, ending):
@@ -528,7 +580,7 @@ def read_cityscapes(root, *_):
         mask_of = scenes(masks, RAW_IDS) | scenes(masks, TRAIN_IDS)  # those of train ids go first
         names = np.array([os.fsencode(scene + PHOTO) for scene in photos], "S")
         dataset = ImageFiles(images, names, scene_crop)
-        dataset.masks = [mask_of.get(scene) for scene in photos]
+        dataset.masks = np.array([mask_of.get(scene, "") for scene in photos])
         dataset.mask_classes, dataset.jitter = list(CITYSCAPES.values()), 0.1
         dataset.why_no_labels = "cityscapes has masks alone"
         sets.append(dataset)

@@ -176,7 +176,7 @@ def draw_accuracies(rows, path):
     ax.grid(axis="x", alpha=0.3)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
-    figure.savefig(path, dpi=150)
+    cli.save_figure(figure, path)
 
 
 def main(args):
@@ -211,7 +211,7 @@ def main(args):
     rows = [row for rows in tables.values() for row in rows]
     lines += sorted({f"- {how}" for row in rows for how in row["how"]})
     lines += ["", f"{len(find(args.folders, 'failed.json'))} trainings failed."]
-    (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    cli.write_text(out / "report.md", "\n".join(lines) + "\n")
     cli.write_json(out / "report.json", rows)
     print("\n".join(line for line in lines if not line.startswith("![")))
     print(f"\n{out / 'report.md'}")

@@ -16,6 +16,7 @@ after each epoch, every --save_every steps, and on SIGTERM. A run that was kille
 on from it with --resume, to the result of an undisturbed run.
 """
 
+import io
 import json
 import math
 import os
@@ -126,6 +127,8 @@ class Run:
             self.folder_lock = FileLock(self.out / ".lock", is_singleton=True)
             try:
                 self.folder_lock.acquire(timeout=0)
+                for partial in self.out.glob("*.tmp"):  # of a killed process
+                    partial.unlink()
             except Timeout:
                 taken = True
         if any(utils.any_rank(taken)):
@@ -232,7 +235,9 @@ class Run:
         }
         if not utils.rank():
             path, previous = (self.out / name for name in CHECKPOINTS)
-            cli.replace_file(path, lambda file: torch.save(state, file), keep=previous)
+            content = io.BytesIO()  # torch.save into a file hides a full disk and Ctrl-C
+            torch.save(state, content)
+            cli.replace_file(path, lambda file: file.write(content.getbuffer()), keep=previous)
 
     def load(self):
         path, state = load_checkpoint(self.out, self.print)
@@ -280,8 +285,8 @@ class Run:
 
     def stop(self):
         if not utils.rank():
-            how = f"the same command with --resume goes on from {self.out / CHECKPOINTS[0]}"
-            print(f"stopped by SIGTERM; {how}", file=sys.stderr)
+            how = "the same command" + " with --resume" * (not self.args.resume)
+            print(f"stopped by SIGTERM; {how} goes on from {self.out}", file=sys.stderr)
         # The first rank to end makes torchrun end the others, so rank 0 has to be done by then.
         self.finish()
         sys.exit(STOPPED)
@@ -382,23 +387,27 @@ class Log:
             lines = self.path.read_bytes().splitlines(keepends=True)
             lines = [line for line in lines if is_before(line, epochs_done, steps_done)]
         cli.replace_file(self.path, lambda file: file.write(b"".join(lines)))
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
-        except ImportError:
-            self.events = None
-        else:
-            self.events = SummaryWriter(out, purge_step=epochs_done + 1)
+        self.events = None
 
     def write(self, values):
-        with open(self.path, "a", encoding="utf-8") as file:
+        with cli.named(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
-        if not self.events or "step" in values:
+        if self.events is False or "step" in values:
             return
-        for name, value in values.items():
-            for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
-                if isinstance(number, (int, float)):
-                    self.events.add_scalar(f"{name}{k}", number, values["epoch"])
-        self.events.flush()
+        try:
+            if not self.events:
+                from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
+
+                self.events = SummaryWriter(self.path.parent, purge_step=values["epoch"])
+            for name, value in values.items():
+                for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
+                    if isinstance(number, (int, float)):
+                        self.events.add_scalar(f"{name}{k}", number, values["epoch"])
+            self.events.flush()
+        except Exception as error:  # whatever is wrong with an installation or a disk
+            if not isinstance(error, ImportError):
+                print(f"note: TensorBoard fails, going on without it ({error})")
+            self.events = False
 
 
 def is_before(line, epochs_done, steps_done):

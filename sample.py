@@ -238,6 +238,8 @@ def main(args):
     archs_file, sweep_file = out / "archs.json", out / "sweep.json"
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "lock"):  # processes that start together write the same, in turn
+        for partial in out.glob("*.tmp"):  # of a killed process
+            partial.unlink()
         if not archs_file.exists():
             entries = [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()]
             cli.write_json(archs_file, entries)
@@ -264,7 +266,7 @@ def main(args):
     every = trainings(out, archs, args.tasks, args.seeds)
     mine = dict(list(every.items())[args.shard[0] :: args.shard[1]])
     print(status(every), flush=True)
-    quiet = contextlib.redirect_stdout(open(os.devnull, "w"))  # what train.py says is in its log
+    quiet = contextlib.redirect_stdout(open(os.devnull, "w", errors="replace"))  # it is in its log
     for folder, (arch, task, seed) in mine.items():
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):  # or it is taken
@@ -282,8 +284,8 @@ def main(args):
                 text = f"{result['seconds']:.0f} s"
                 for name in runs.CHECKPOINTS:  # thousands would fill a disk
                     (folder / name).unlink(missing_ok=True)
-            except Exception as error:  # ends this training alone, or all, if it is the settings'
-                if isinstance(error, InputError) and not isinstance(error, TrainingError):
+            except Exception as error:  # ends this training alone, or all of them
+                if isinstance(error, (InputError, OSError)) and type(error) is not TrainingError:
                     raise
                 text = f"{type(error).__name__}: {error}".removeprefix("TrainingError: ")
                 cli.write_json(failed, {"error": text, "traceback": traceback.format_exc()})

@@ -94,7 +94,7 @@ def draw_cell(genotype: genotypes.Genotype, path, title: str = ""):
     axes[0].set(xlim=(-1, width - 1), ylim=(0.6 - height, 0.6))
     figure.set_size_inches(0.62 * 2 * width, 0.62 * height)
     figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.04)
-    figure.savefig(path, dpi=150)
+    cli.save_figure(figure, path)
 
 
 def draw_history(histories: dict, path):
@@ -120,7 +120,7 @@ def draw_history(histories: dict, path):
         ax.set_ylim(limits)  # a cell has eight edges
     axes[1, 1].set_xlabel("epoch of the search")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.savefig(path, dpi=150)
+    cli.save_figure(figure, path)
 
 
 def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = ""):
@@ -201,7 +201,7 @@ def draw_predictions(run: Path, path, data_path=None, images: int = 4):
         ax.set_title(title, fontsize=10)
     handles = [Patch(color=colors[c], label=test.mask_classes[c]) for c in sorted(seen - {255})]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
+    cli.save_figure(figure, path)
 
 
 def main(args):

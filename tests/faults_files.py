@@ -94,9 +94,8 @@ def script(module, *argv):
     return lambda: cli.run(module.main, module.parse_args, list(argv))
 
 
-def describe_figure(figure, path, **_):
+def describe_figure(figure, *_, **__):
     """In place of the pixels of a figure, which cost far more: its lines and texts."""
-    print(path)
     for ax in figure.axes:
         print(*[line.get_xydata().tolist() for line in ax.lines], sep="\n")
         print(*[text.get_text() for text in ax.texts], ax.get_title(), ax.get_xlabel())

@@ -1,4 +1,7 @@
+import gzip
 import hashlib
+import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,6 +12,7 @@ import tarfile
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -31,11 +35,8 @@ from cli import InputError
 from image_files import View
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "unnas"
+def said(train_set):
+    return " | ".join(train_set.notes)
 
 
 @pytest.fixture
@@ -72,7 +73,9 @@ def test_any_mode_and_size(odd_files):
     assert train.labels is None and not train.unreadable and not test.unreadable
     assert train.images.shape == (21, 32, 32, 3) and train.images.dtype == torch.uint8
     images = {
-        name: part.images[i].numpy() for part in (train, test) for i, name in enumerate(part.names)
+        os.fsdecode(name): part.images[i].numpy()
+        for part in (train, test)
+        for i, name in enumerate(part.names)
     }
     assert set(train.names) & set(test.names) == set() and "sub/deep.bmp" in images
 
@@ -110,7 +113,7 @@ def test_size_that_fits_the_photos(tmp_path, odd_files, monkeypatch):
     train, _ = data.load("folder", odd_files)
     assert (
         train.size == 32
-        and "from the shorter sides of 23 images: 1 to 64 pixels, median 48" in train.notes[2]
+        and "from the shorter sides of 23 images: 1 to 64 pixels, median 48" in said(train)
     )
     for k in range(30):
         photo(170, 200 + k).save(odd_files / f"large{k}.png")
@@ -118,8 +121,26 @@ def test_size_that_fits_the_photos(tmp_path, odd_files, monkeypatch):
     assert train.size == test.size == 160 and data.load("folder", odd_files, size=31)[0].size == 31
     monkeypatch.setattr(data, "MAX_BYTES", 4 * 3 * 160 * 160 * 52)  # there are 53
     assert data.load("folder", odd_files)[0].size == 32
-    with pytest.raises(InputError, match="48 images of 400 x 400 .* --limit or a smaller --size"):
-        data.load("folder", odd_files, size=400)
+
+
+@pytest.mark.parametrize("folders", [("train",), ("train", "val")])
+def test_a_folder_that_does_not_fit_in_memory(tmp_path, monkeypatch, folders):
+    """It is read from disk; what is held out, the labels and the hash stay as they are."""
+    root = make_labelled(tmp_path, count=10, folders=folders)
+    in_memory = data.load("folder", root, limit=15)
+    monkeypatch.setattr(data, "MAX_BYTES", 3 * 32 * 32 * 16)
+    on_disk = data.load("folder", root, limit=15)
+    line = "more than 0 GiB of pixels: read from disk for each batch, in random crops"
+    assert line in on_disk[0].notes and line not in in_memory[0].notes
+    assert data.split_hash(*on_disk) == data.split_hash(*in_memory)
+    for here, there in zip(in_memory, on_disk):
+        assert isinstance(here, data.ImageSet) and isinstance(there, image_files.ImageFiles)
+        assert here.names.tolist() == there.names.tolist() and here.size == there.size == 32
+        assert here.labels.tolist() == there.labels.tolist() and here.classes == there.classes
+    (images, _, index), *_ = data.batches(on_disk[0], view(), 4, "cpu", seed=0)
+    assert images.shape == (4, 3, 32, 32)
+    whole = in_memory[0].images[index].permute(0, 3, 1, 2)
+    assert not torch.equal(images, whole) and (images.float() - whole).abs().mean() < 60
 
 
 def test_what_a_folder_leaves_out_is_counted(tmp_path):
@@ -127,11 +148,8 @@ def test_what_a_folder_leaves_out_is_counted(tmp_path):
     (root / "README").write_text("")
     photo(20, 20).save(root / "beside.png")
     train, test = data.load("folder", root, limit=6)
-    assert train.notes[0] == f"{root}: 6 images to train, 6 to evaluate, 12 .png"
-    assert (
-        train.notes[1]
-        == "left out: 17 outside the folders that are used, 4 beyond --limit, 1 without an ending"
-    )
+    assert train.notes[0] == "left out: 17 outside the folders that are used, 1 without an ending"
+    assert "left out: 0 unreadable" in train.notes and test.notes == []
     for name in ("train", "old"):  # all else beside val/ and test/ is trained on
         (root / name).rename(root / f"{name}_photos")
     assert len(data.load("folder", root)[0]) == 17
@@ -183,12 +201,33 @@ def test_links_that_lead_back_and_pipes(tmp_path):
     (root / "train" / "again").symlink_to(root / "train" / "dog")
     os.mkfifo(root / "train" / "dog" / "pipe.jpg")
     train_set, test_set = data.load("folder", root)
-    names = train_set.names + test_set.names
-    assert len(names) == 8 and len({Path(name).name + name[:3] for name in names}) <= 8
-    assert "3 links to folders seen before" in train_set.notes[1]
-    assert "1 not a regular file" in train_set.notes[1]
+    names = [*train_set.names, *test_set.names]
+    assert len(set(names)) == 8
+    assert "3 links to folders seen before" in said(train_set)
+    assert "left out: 1 unreadable" in said(train_set)
+    ((path, why),) = train_set.unreadable.items()
+    assert path.endswith("/pipe.jpg") and why == "not a regular file"
     on_disk, _ = data.load("imagenet22k", root / "train")
-    assert len(on_disk) == 8 and len(on_disk.classes) == 2
+    assert len(on_disk) == 9 and len(on_disk.classes) == 2
+    on_disk.examine(torch.arange(9))
+    assert [Path(path).name for path in on_disk.unreadable] == ["pipe.jpg"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions")
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    """For root, who may read all folders, as for others."""
+    root, scandir = make_labelled(tmp_path), os.scandir
+
+    def refuse(path):
+        if os.fsdecode(path).endswith("train/dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    train_set, _ = data.load("folder", root)
+    assert len(train_set) == 4
+    message = f"1 folder that cannot be read, {root}/train/dog: Permission denied"
+    assert message in said(train_set)
 
 
 def test_labelled_folder_without_evaluation_part(tmp_path):
@@ -243,11 +282,11 @@ def test_file_names_that_are_not_text(tmp_path, capsys):
     odd = os.fsdecode(os.fsencode(root / "train" / "cat") + b"/caf\xe9.png")
     (root / "train" / "cat" / "0.png").rename(odd)
     train, test = data.load("folder", root)
-    assert [os.fsencode(name) for name in train.names[:4]][-1] == b"cat/caf\xe9.png"
+    assert train.names[3] == b"cat/caf\xe9.png"
     assert train.labels.tolist() == [0] * 4 + [1] * 4
     digest = hashlib.sha256()
     for part in (train, test):
-        digest.update(b"\n".join(os.fsencode(name) for name in part.names) + b"\n\n")
+        digest.update(b"\n".join(part.names.tolist()) + b"\n\n")
     assert data.split_hash(train, test) == digest.hexdigest()[:12]
 
 
@@ -265,8 +304,9 @@ def test_shares_of_each_class():
 
 def test_limit_split_and_hash(odd_files):
     train, test = data.load("folder", odd_files, limit=10)
-    assert len(train) == 10 and train.names == sorted(train.names)
-    assert data.load("folder", odd_files, limit=10)[0].names == train.names
+    names = train.names.tolist()
+    assert len(names) == 10 and names == sorted(names)
+    assert data.load("folder", odd_files, limit=10)[0].names.tolist() == names
     a, b = data.split_in_half(11, seed=3)
     assert len(a) == len(b) == 5 and not set(a.tolist()) & set(b.tolist())
     assert not torch.equal(data.split_in_half(11, seed=4)[0], a)
@@ -422,7 +462,7 @@ def test_imagenet_in_batches(imagenet):
     assert train.labels.tolist() == [0] * 8 + [1] * 20 and test.labels.tolist() == [0, 0, 0, 1, 1]
     assert (
         train.names[1] == b"n01/cmyk.JPEG"
-        and train.notes == [f"{imagenet}/train: no images in 1 folders, first n03"]
+        and train.notes == ["left out: 1 .txt, 1 empty folders"]
         and train.jitter == 0.1
         and not train.padded_crops
     )
@@ -537,7 +577,7 @@ def test_unreadable_files_on_disk(imagenet, capsys):
     out = capsys.readouterr().out
     assert (
         "n01: 8" in out
-        and "no images in 1 folders, first n03" in out
+        and "1 empty folders" in out
         and out.count("unreadable: ") == 4
         and "would fail" in out
     )
@@ -566,11 +606,11 @@ def test_imagenet22k(imagenet):
         (lambda root: (root / "val").rename(root / "images"), "no folders train/ and val/"),
         (
             lambda root: [f.unlink() for f in (root / "train").rglob("*.*")],
-            "train: no images in its 3 folders, but no files",
+            r"train: no images \(.bmp, .*\), but 3 empty folders",
         ),
         (
-            lambda root: [f.rename(f.with_suffix(".tar")) for f in (root / "val").rglob("*.*")],
-            r"val: no images in its 2 folders, but 5 .tar; wanted are <class>/\*.jpg",
+            lambda root: [f.rename(f.with_suffix(".xyz")) for f in (root / "val").rglob("*.*")],
+            r"val: no images \(.bmp, .*\), but .*5 .xyz",
         ),
     ],
 )
@@ -613,7 +653,7 @@ def test_parts_that_are_not_trained_on(tmp_path):
     root = make_labelled(tmp_path, count=3, folders=("Train", "Test", "validation"))
     train_set, test_set = data.load("folder", root)
     assert len(train_set) == 6 and train_set.labels is not None
-    assert len(test_set) == 6 and "6 outside the folders that are used" in train_set.notes[1]
+    assert len(test_set) == 6 and "6 outside the folders that are used" in said(train_set)
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet22k"])
@@ -649,57 +689,217 @@ def test_one_scale_for_all_images_of_sixteen_bits(tmp_path, capsys, name):
     assert "mode I: 4095 is white" in out and "some values are not finite numbers" in out
 
 
-def test_index_is_cached_until_a_folder_changes(imagenet, cache, monkeypatch):
-    before = data.load("imagenet", imagenet)[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(image_files, "scan", lambda *args: pytest.fail("scanned again"))
-        again = data.load("imagenet", imagenet)[0]
-    assert list(again.names) == list(before.names) and data.split_hash(again) == data.split_hash(
-        before
+# --------------------------------------------------------------------------------------------------
+# Tar archives
+
+
+def pack(folder, members=".", **options):
+    """Makes <folder>.tar of what is in a folder, in place of it."""
+    with tarfile.open(f"{folder}.tar", "w", **options) as tar:
+        tar.add(folder, members)
+    shutil.rmtree(folder)
+
+
+def pack_archives(folder):
+    """As ImageNet's training images are: an archive of an archive for each class."""
+    for path in folder.iterdir():
+        pack(path)
+    pack(folder, "")
+
+
+def pack_beside(folder):
+    """Half of each class in an archive beside its folder."""
+    for path in list(folder.iterdir()):
+        if files := sorted(filter(Path.is_file, path.iterdir()))[::2]:
+            with tarfile.open(f"{path}.tar", "w") as tar:
+                for file in files:
+                    tar.add(file, file.name)
+                    file.unlink()
+
+
+PACKINGS = {
+    "classes": lambda folder: [pack(path) for path in folder.iterdir()],
+    "whole": pack,
+    "archives": pack_archives,
+    "beside": pack_beside,
+    "pax": partial(pack, format=tarfile.PAX_FORMAT, pax_headers={"comment": "an image"}),
+    "ustar": partial(pack, format=tarfile.USTAR_FORMAT),
+}
+
+
+@pytest.mark.parametrize("how", PACKINGS)
+def test_tar_archives_are_folders(imagenet, tmp_path, monkeypatch, how):
+    """The same names, labels, split and batches, on disk and in memory."""
+    packed = tmp_path / "packed"
+    deep = "a folder with a name that no header of a tar archive has room for" * 3
+    (imagenet / "train" / "n02" / deep).mkdir()
+    photo(60, 50).save(imagenet / "train" / "n02" / deep / f"{'é' * 40}.png")
+    if how == "ustar":  # has no long names
+        shutil.rmtree(imagenet / "train" / "n02" / deep)
+    shutil.copytree(imagenet, packed)
+    for part in ("train", "val"):
+        PACKINGS[how](packed / part)
+    assert len(list(packed.rglob("*.tar"))) == {"classes": 5, "beside": 4}.get(how, 2)
+    for name, options in (("imagenet", {}), ("folder", {"size": 32}), ("folder", {"limit": 20})):
+        if options == {"limit": 20}:
+            monkeypatch.setattr(data, "MAX_BYTES", 100)  # on disk
+        folders, tars = (data.load(name, root, **options) for root in (imagenet, packed))
+        assert data.split_hash(*folders) == data.split_hash(*tars)
+        assert "duplicate" not in said(tars[0])
+        for there, here in zip(folders, tars):
+            assert there.names.tolist() == here.names.tolist() and there.classes == here.classes
+            assert there.size == here.size and torch.equal(there.labels, here.labels)
+            here.workers = 2 * (name == "imagenet")
+            for seed in (None, (0, 1)):
+                batches = [
+                    list(data.batches(part, view("labels"), 5, "cpu", seed=seed))
+                    for part in (there, here)
+                ]
+                for a, b in zip(*batches, strict=True):
+                    assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.slow
+def test_a_search_on_tar_archives_is_the_same(imagenet, tmp_path):
+    found = []
+    for workers in (0, 1):
+        argv = ["--dataset", "imagenet22k", "--data", imagenet / "train", "--task", "rot"]
+        argv += ["--size", 40, "--batch_size", 4, "--workers", workers, "--print_every", 1]
+        run(search, *argv, "--alpha_start", 0, "--out", tmp_path / f"s{workers}")
+        lines = (tmp_path / f"s{workers}" / "log.jsonl").read_text().splitlines()[1:]
+        keys = "split", "loss", "alpha_loss", "alphas"
+        found.append([{k: v for k, v in json.loads(line).items() if k in keys} for line in lines])
+        if not workers:
+            PACKINGS["classes"](imagenet / "train")
+    assert found[0] == found[1] and sum("loss" in line for line in found[0]) >= 3
+
+
+def add(tar, name, content=b"", **fields):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in fields.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def png(seed):
+    file = io.BytesIO()
+    photo(20, 20, seed).save(file, "png")
+    return file.getvalue()
+
+
+def test_what_a_tar_archive_leaves_out(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "folder.png").write_bytes(png(0))
+    with tarfile.open(tmp_path / "a" / "shard.tar", "w") as tar:
+        for k in range(8):
+            add(tar, f"./x//{k}.png", png(k))
+        add(tar, "x/3.png", png(30))  # the last one counts, as for who unpacks it
+        add(tar, "x/bad.png", png(9)[:60])
+        add(tar, "x/link.png", type=tarfile.SYMTYPE, linkname="0.png")
+        add(tar, "x/same.png", type=tarfile.LNKTYPE, linkname="x/0.png")
+        add(tar, "x/pipe.png", type=tarfile.FIFOTYPE)
+        add(tar, "empty.png/", type=tarfile.DIRTYPE)
+        add(tar, ".hidden/0.png", png(0))
+        add(tar, "x/._0.png", png(0))
+        add(tar, "../up.png", png(0))
+        add(tar, "/etc/absolute.png", png(1))
+        add(tar, "caf\udce9.png", png(1))
+        add(tar, "notes.txt", b"no image")
+        add(tar, "inner.tar.gz", b"no image")
+    (tmp_path / "a" / "more.zip").write_bytes(b"")
+    (tmp_path / "a" / "._shard.tar").write_bytes(b"from a Mac")
+    train_set, _ = data.load("imagenet22k", tmp_path)
+    assert train_set.notes[0] == (
+        "left out: 4 hidden, 3 links and the like in archives, "
+        "1 .gz (unpack it, or decompress it to .tar), 1 .txt, "
+        "1 .zip (unpack it, or decompress it to .tar), 1 duplicate names"
     )
-    photo(9, 9).save(imagenet / "train" / "n03" / "new.jpg")
-    (imagenet / "train" / "n01" / "grey.JPEG").rename(
-        os.fsdecode(os.fsencode(imagenet / "train" / "n01") + b"/gr\xe9y.JPG")
-    )  # a name that is not text
-    after = data.load("imagenet", imagenet)[0]
-    assert (
-        len(after) == 29
-        and after.classes == ["n01", "n02", "n03"]
-        and data.split_hash(after) != data.split_hash(before)
-    )
-    assert after.names[2] == b"n01/gr\xe9y.JPG" and os.path.isfile(
-        after.files(torch.tensor([2]), view())[0][1]
-    )
-    assert (
-        before.names[2] == b"n01/grey.JPEG"
-    )  # the old index is gone from the disk but not from those who use it
-    assert len(list(cache.glob("*.npy"))) == 2  # train and val
-    part = after.subset(torch.tensor([28, 2]))
-    assert list(part.names) == [b"n03/new.jpg", after.names[2]] and part.labels.tolist() == [2, 0]
-    x = next(data.batches(part, view(size=9), 2, "cpu"))[0]
-    assert len(x) == 2
-
-
-def test_one_process_scans(imagenet, tmp_path, monkeypatch):
-    scan = image_files.scan
-
-    def slow_scan(*args):
-        with open(tmp_path / "scans", "a") as log:
-            log.write("x")
-        time.sleep(0.3)
-        return scan(*args)
-
-    monkeypatch.setattr(image_files, "scan", slow_scan)
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=image_files.read_classes, args=(imagenet / "train",))
-        for _ in range(3)
+    names = [
+        b"etc/absolute.png",
+        b"caf\xe9.png",
+        *(b"x/%d.png" % k for k in range(8)),
+        b"x/bad.png",
     ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * 3 and (tmp_path / "scans").read_text() == "x"
+    assert train_set.names.tolist() == sorted([b"a/folder.png", *(b"a/shard/" + n for n in names)])
+    images, _, _ = next(data.batches(train_set, view(), 1, "cpu", torch.tensor([6])))
+    assert train_set.names[6] == b"a/shard/x/3.png"
+    assert images[0, 2].unique().tolist() == [30 * 37 % 256]
+    train_set.examine(torch.arange(len(train_set)))
+    (path,) = train_set.unreadable
+    assert str(path) == f"{tmp_path}/a/shard.tar: a/shard/x/bad.png"
+    data.main(data.parse_args(["--dataset", "imagenet22k", "--data", str(tmp_path)]))
+    assert f"unreadable: {path} (" in capsys.readouterr().out
+
+
+def test_tar_archives_that_are_not_whole(tmp_path):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "b.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for k in range(4):
+            add(tar, f"{k}{'é' * 60}.png", png(k))
+    whole = path.read_bytes()
+    end = len(whole.rstrip(b"\0"))  # in the data of the last member
+    with tarfile.open(path) as tar:
+        starts = [member.offset for member in tar]
+    cuts = [
+        0,
+        100,
+        512,
+        700,
+        starts[2],
+        starts[2] + 512,
+        starts[3] + 1200,
+        end,
+        -(-end // 512) * 512,
+    ]
+    broken = [whole[:cut] for cut in cuts] + [gzip.compress(whole), b"x" * 2000, b"\1" + whole]
+    broken.append(whole[: starts[2]] + b"x" * 512 + whole[starts[2] + 512 :])
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"^{path}: no whole tar archive, or a compressed one"):
+            data.load("imagenet22k", tmp_path)
+    path.write_bytes(whole)
+    train_set, _ = data.load("imagenet22k", tmp_path)
+    path.write_bytes(whole[: starts[2]])  # while it is in use: as any unreadable file
+    for workers in (0, 1):
+        train_set.workers, train_set.unreadable = workers, {}
+        (batch,) = data.batches(train_set, view(), 4, "cpu", seed=0)
+        assert set(batch[2].tolist()) == {0, 1} and len(train_set.unreadable) == 2
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: .* No such file"):
+        list(data.batches(train_set, view(), 4, "cpu", seed=0))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sparse files")
+def test_an_offset_of_ten_gigabytes(tmp_path):
+    huge = tarfile.TarInfo("huge.bin")
+    huge.size = 10 * 2**30
+    for name, kind in (("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT)):
+        with open(tmp_path / f"{name}.tar", "wb") as file:
+            file.write(huge.tobuf(kind))
+            file.seek(huge.size, os.SEEK_CUR)
+            with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
+                add(tar, "0.png", png(5))
+    train_set, _ = data.load("imagenet22k", tmp_path)
+    assert train_set.names.tolist() == [b"gnu/0.png", b"pax/0.png"]
+    for images, _, _ in data.batches(train_set, view(), 1, "cpu"):
+        assert images[0, 2].unique().tolist() == [5 * 37]
+
+
+def test_what_takes_long_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    root = make_labelled(tmp_path / "photos", folders=("train",))
+    pack(root / "train" / "cat")
+    clock = SimpleNamespace(time=time.time, monotonic=itertools.count(step=4).__next__)
+    monkeypatch.setattr(image_files, "time", clock)
+    data.load("folder", root)
+    out = capsys.readouterr().out
+    assert f"{root}: folders listed: 2\n" in out and f"{root}/train/dog: files listed: 2\n" in out
+    assert f"{root}/train/cat.tar: files listed: 2\n" in out
+    assert f"{root}/train: images in memory, of 7: 2\n" in out
+    monkeypatch.setenv("RANK", "1")
+    data.load("folder", root)
+    assert capsys.readouterr().out == ""
 
 
 def private_memory():
@@ -709,19 +909,14 @@ def private_memory():
 
 
 @pytest.mark.slow
-def test_index_of_many_files(tmp_path, cache, monkeypatch):
+def test_the_list_of_many_files_is_shared_with_workers(tmp_path):
     n = 50_000
     for c in range(50):
         (tmp_path / f"n{c:08}").mkdir()
         for k in range(n // 50):
             os.close(os.open(tmp_path / f"n{c:08}" / f"n{c:08}_{k}.JPEG", os.O_CREAT | os.O_WRONLY))
-    data.load("imagenet22k", tmp_path)
-    monkeypatch.setattr(image_files, "scan", lambda *args: pytest.fail("scanned again"))
     train, _ = data.load("imagenet22k", tmp_path)
-    assert len(train) == n
-    assert (
-        sum(file.stat().st_size for file in cache.rglob("*.npy")) < 45 * n
-    )  # names have 28 bytes here
+    assert len(train) == n and train.names.nbytes < 30 * n
 
     def touch(names, queue):
         before = private_memory()
@@ -742,13 +937,6 @@ def test_index_of_many_files(tmp_path, cache, monkeypatch):
     assert growth(train.names) < 0.2 * growth(
         list(train.names)
     )  # whose strings count their references
-
-
-def test_where_the_index_cannot_be_kept(imagenet, cache):
-    cache.write_text("a file")
-    with pytest.raises(OSError) as error:
-        data.load("imagenet", imagenet)
-    assert error.value.filename == str(cache)  # so that the error is one line, which names it
 
 
 def test_random_area():

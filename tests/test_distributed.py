@@ -58,6 +58,7 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_evaluation_counts_each_image_once(found):
     one = ranks.evaluations()
     for n in (2, 3):
@@ -69,6 +70,7 @@ def test_evaluation_counts_each_image_once(found):
             assert result | {"loss": one[task]["loss"]} == one[task], (n, task)
 
 
+@pytest.mark.slow
 def test_two_processes_search_as_one(found, tmp_path):
     one, two, without = ranks.exact_search(tmp_path / "one"), found[2]["exact"], found[2]["without"]
     # 32 images of each half in batches of 16
@@ -85,6 +87,7 @@ def test_two_processes_search_as_one(found, tmp_path):
     assert one["error"] is two["error"] is None
 
 
+@pytest.mark.slow
 def test_all_tasks_on_two_processes(found):
     for task in pretext.TASKS:
         out = found[2]["out"]
@@ -108,6 +111,7 @@ def assert_same_weights(a, b):
         torch.testing.assert_close(weights(b)[key], value, rtol=1e-5, atol=1e-6, msg=key)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_rank_stops_all(found):
     out = found[2]["out"]
     assert found[2]["stopped"] == {"code": runs.STOPPED, "calls": 7}
@@ -116,12 +120,14 @@ def test_sigterm_to_one_rank_stops_all(found):
     assert_same_weights(out / "whole", out / "stopped")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all(found):
     errors = found[2]["nan"]
     assert len(errors) == 2
     assert all("the loss is not finite by epoch 1, step 1" in error for error in errors)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes(found, tmp_path, capsys):
     out = found[2]["out"]
     shutil.copytree(out / "stopped", tmp_path / "run")
@@ -163,12 +169,12 @@ def test_a_killed_rank(found, tmp_path):
 def test_sigterm_to_torchrun(imagenet, tmp_path):
     """Which passes it to the ranks and to the workers that decode for them."""
     argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet]
-    argv += "--task rot --size 40 --alpha_start 0 --epochs 8 --batch_size 4".split()
+    argv += "--task rot --size 40 --alpha_start 0 --epochs 4 --batch_size 4".split()
     argv += "--print_every 1 --workers 1".split()
     finished(torchrun(2, *argv, "--out", tmp_path / "whole"))
     log = tmp_path / "stopped" / "log.jsonl"
     process = torchrun(2, *argv, "--out", log.parent)
-    while not log.exists() or '"epoch": 3, "step": 2' not in log.read_text():
+    while not log.exists() or '"epoch": 2, "step": 2' not in log.read_text():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -189,7 +195,6 @@ def read(path):
         return ""
 
 
-@pytest.mark.slow
 def test_errors_of_torchrun_runs(tmp_path):
     argv = ["search.py", *ranks.SMALL, "--limit", "40", "--out", tmp_path / "s"]
     err = finished(torchrun(2, *argv, "--batch_size", "9"), code=1)

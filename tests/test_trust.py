@@ -358,7 +358,7 @@ if __name__ == "__main__":
 def test_an_error_ends_the_workers(imagenet, tmp_path, what, code, wanted, start):
     script = tmp_path / "script.py"
     script.write_text(WORKERS.format(what=what, start=start))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(imagenet)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     by_script = start.startswith("cli")

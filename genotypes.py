@@ -137,10 +137,8 @@ RUN = {
     **{"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}},
     **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
 }
-EPOCH = {
-    **{"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]},
-    **{"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)},
-}
+EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
+EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
 META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
 RESULT = {
     **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},

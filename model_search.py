@@ -37,13 +37,12 @@ class MixedEdges(nn.Module):
     with x (B, C, H, W), an alpha of 8 for each edge and o(x) (B, C, h, w); h, w = H, W / stride.
     An op with weights (`per_edge`) has other weights on each edge, one without (`shared`) has the
     same output on all. `none` adds nothing and is not computed. The BN after a pool is not affine,
-    like all BN in the supernet. `narrow`: one 1x1 convolution mixes what is shared, as sums over
-    few channels are slow (a search step with K = 4 takes 0.85 of the time).
+    like all BN in the supernet.
     """
 
-    def __init__(self, C, stride, copies, narrow=False):
+    def __init__(self, C, stride, copies):
         super().__init__()
-        self.C, self.copies, self.narrow = C, copies, narrow
+        self.C, self.copies = C, copies
         self.shared, self.per_edge = nn.ModuleDict(), nn.ModuleDict()
         for name in PRIMITIVES:
             op = OPS[name](C, stride, affine=False, copies=copies)
@@ -61,16 +60,10 @@ class MixedEdges(nn.Module):
         outputs = [
             scaled_bn(op.bn, op.convs(x_copies), weight[name]) for name, op in self.per_edge.items()
         ]
-        shared = {name: op(x) for name, op in self.shared.items()}  # (B, C, h, w)
-        if self.narrow:
-            identity = torch.eye(self.C, dtype=weights.dtype, device=weights.device)
-            mixing = [identity.repeat(self.copies, 1) * weight[name][:, None] for name in shared]
-            mixing = torch.cat(mixing, 1)[:, :, None, None]  # (E*C, number of them * C, 1, 1)
-            outputs.append(F.conv2d(torch.cat(list(shared.values()), 1), mixing))
         mixed = functools.reduce(torch.add, outputs).permute(0, 2, 3, 1)  # (B, h, w, E*C)
         mixed = mixed.unflatten(3, (self.copies, self.C))  # (B, h, w, E, C), a view
-        for name, y in ({} if self.narrow else shared).items():
-            y = y.permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
+        for name, op in self.shared.items():
+            y = op(x).permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
             mixed = torch.addcmul(mixed, y, weight[name].view(self.copies, self.C).to(y.dtype))
         # unbind, as the backward of each slice would fill a tensor of this size with zeros
         return [edge.permute(0, 3, 1, 2) for edge in mixed.unbind(3)]
@@ -93,7 +86,7 @@ class Cell(nn.Module):
         self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
         self.sources = nn.ModuleList(
-            MixedEdges(C // partial, 2 if reduction and j < 2 else 1, len(nodes), partial > 1)
+            MixedEdges(C // partial, 2 if reduction and j < 2 else 1, len(nodes))
             for j, nodes in enumerate(READERS)
         )
 

@@ -35,7 +35,7 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class DepthwiseFunction(torch.autograd.Function):
-    """Stride 1: the gradient of the input is a convolution by the kernel turned by 180 degrees. With
+    """Stride 1: the gradient of the input is a convolution by the kernel, turned by 180°. With
     dilation, that of the kernel sums products of shifted inputs and the gradient of the output, in
     a third of the time of PyTorch's own."""
 

@@ -127,26 +127,22 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
     """Draws the weights of the ops on each edge and, with partial channels, of the edges, softmax
     of the alphas and betas of an epoch of meta.history; frames are what the cell took."""
     edges = [(j, node) for node in range(2, 2 + genotypes.NODES) for j in range(node)]
-    names = {0: "$c_{k-2}$", 1: "$c_{k-1}$"}
     figure = Figure(figsize=(12, 7), layout="constrained")
     for i, (ax, cell) in enumerate(zip(figure.subplots(1, 2), ("normal", "reduction"))):
-        weights = softmax(epoch["alphas"])[i]  # (14, 8)
+        weights = softmax(epoch["alphas"][i])  # (14, 8)
         columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
-        limits = np.full(len(columns), softmax(epoch["alphas"]).max())
-        if epoch.get("betas"):  # of each node
-            parts = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
-            weights = np.column_stack([weights, np.concatenate([softmax(part) for part in parts])])
-            columns, limits = [*columns, "edge"], [*limits, 1]
-        ax.imshow(weights / limits, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+        if epoch.get("betas"):
+            of_nodes = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
+            weights = np.column_stack([weights, np.concatenate([*map(softmax, of_nodes)])])
+            columns.append("edge")
+        ax.imshow(weights**0.5, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
         for (row, column), weight in np.ndenumerate(weights):
             ax.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7.5)
         for k, (op, j) in enumerate(genotype[2 * i]):
             corner = genotypes.PRIMITIVES.index(op) - 0.5, edges.index((j, 2 + k // 2)) - 0.5
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#d55e00", lw=2, zorder=3))
         ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
-        ax.set_yticks(range(len(edges)), [f"{names.get(j, j)} to {node}" for j, node in edges])
-        ax.hlines([1.5, 4.5, 8.5], -0.5, len(columns) - 0.5, color="white", lw=4)  # between nodes
-        ax.vlines(7.5, -0.5, len(edges) - 0.5, color="white", lw=4)
+        ax.set_yticks(range(len(edges)), [f"{j} to {node}" for j, node in edges])
         ax.set_title(f"{title} {cell} cell".strip(), fontsize=10)
     figure.savefig(path, dpi=150)
 

@@ -138,6 +138,7 @@ RUN = {
     **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
 }
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
+EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
 META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
 RESULT = {
     **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
@@ -303,8 +304,12 @@ def read_search(path) -> dict:
     meta = search["meta"]
     if meta is None:
         raise InputError(f"{path} is of no search; visualize.py {path} draws its cell")
-    pairs = [epoch[key] for epoch in meta["history"] for key in ("entropy", "skips", "convs")]
-    if not 0 < len(meta["history"]) == meta["epoch"] or any(len(pair) != 2 for pair in pairs):
+    fits = 0 < len(meta["history"]) == meta["epoch"]
+    edges = {"alphas": (2, NUM_EDGES, len(PRIMITIVES)), "betas": (2, NUM_EDGES)}
+    for key, size in {"entropy": (2,), "skips": (2,), "convs": (2,), **edges}.items():
+        values = [epoch[key] for epoch in meta["history"] if epoch[key] is not None]
+        fits = fits and all(np.array(value, object).shape == size for value in values)
+    if not fits:
         raise InputError(f'{path}: "history" is not that of two cells in {meta["epoch"]} epochs')
     return search
 

@@ -1,7 +1,7 @@
-"""Pictures: a cell, the alpha history of a search, the predictions of a network trained on seg.
+"""Pictures: a cell, history and weights of a search, predictions of a network trained on seg.
 
 python visualize.py darts_v2 --out cell.pdf      # any cell, as .png, .pdf or .svg
-python visualize.py runs/search_shapes_rot_s0    # a search: cell.png and alphas.png in its folder
+python visualize.py runs/search_shapes_rot_s0    # a search: cell.png, alphas.png and weights.png
 python visualize.py runs/train_shapes_seg_x_s0   # a training on seg: predictions.png
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps, cycler
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 import cli
 import genotypes
@@ -123,6 +123,35 @@ def draw_history(histories: dict, path):
     cli.save_figure(figure, path)
 
 
+def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = ""):
+    """Draws the weights of the ops on each edge and, with partial channels, of the edges, softmax
+    of the alphas and betas of an epoch of meta.history; frames are what the cell took."""
+    edges = [(j, node) for node in range(2, 2 + genotypes.NODES) for j in range(node)]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for i, (ax, cell) in enumerate(zip(figure.subplots(1, 2), ("normal", "reduction"))):
+        weights = softmax(epoch["alphas"][i])  # (14, 8)
+        columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
+        if epoch.get("betas"):
+            of_nodes = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
+            weights = np.column_stack([weights, np.concatenate([*map(softmax, of_nodes)])])
+            columns.append("edge")
+        ax.imshow(weights**0.5, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+        for (row, column), weight in np.ndenumerate(weights):
+            ax.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7.5)
+        for k, (op, j) in enumerate(genotype[2 * i]):
+            corner = genotypes.PRIMITIVES.index(op) - 0.5, edges.index((j, 2 + k // 2)) - 0.5
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#d55e00", lw=2, zorder=3))
+        ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
+        ax.set_yticks(range(len(edges)), [f"{j} to {node}" for j, node in edges])
+        ax.set_title(f"{title} {cell} cell".strip(), fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def softmax(x):
+    exp = np.exp(x - np.max(x, -1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
 def draw_predictions(run: Path, path, data_path=None, images: int = 4):
     """Draws image, mask and prediction of a finished seg training for a few evaluation images."""
     import torch
@@ -187,9 +216,13 @@ def main(args):
     else:
         search, out = genotypes.read_search(run / "genotype.json"), args.out or run / "cell.png"
         title = "{task} on {dataset}, seed {seed}".format(**search["meta"])
-        draw_cell(genotypes.parse_arch(search, str(run)), out, f"{title}:")
+        genotype, last = genotypes.parse_arch(search, str(run)), search["meta"]["history"][-1]
+        draw_cell(genotype, out, f"{title}:")
         draw_history({title: search["meta"]["history"]}, run / "alphas.png")
         print(run / "alphas.png")
+        if last["alphas"]:
+            draw_weights(genotype, last, run / "weights.png", f"{title}:")
+            print(run / "weights.png")
     print(out)
 
 

@@ -61,17 +61,23 @@ def test_cells_of_files(tmp_path):
 
 def test_a_search(tmp_path):
     out = tmp_path / "s"
-    search.main(search.parse_args([*SMALL, "--task", "rot", "--epochs", "2", "--out", str(out)]))
-    drawn = {name: (out / name).read_bytes() for name in ("cell.png", "alphas.png")}
+    argv = [*SMALL, "--task", "rot", "--epochs", "2", "--partial", "2", "--out", str(out)]
+    search.main(search.parse_args(argv))
+    names = ("cell.png", "alphas.png", "weights.png")
+    drawn = {name: (out / name).read_bytes() for name in names}
     for name in drawn:
         (out / name).unlink()
-    assert run(tmp_path, "s") == ["s/alphas.png", "s/cell.png"]
+    assert run(tmp_path, "s") == ["s/alphas.png", "s/weights.png", "s/cell.png"]
     # as the search drew them
     assert {name: (out / name).read_bytes() for name in drawn} == drawn
     assert run(tmp_path, "s/genotype.json") == ["s.png"]  # the cell alone, by the folder's name
     assert Image.open(tmp_path / "s.png").size == Image.open(out / "cell.png").size
     (out / "cell.png").unlink()
-    assert run(tmp_path, "s", "--out", "found.pdf") == ["s/alphas.png", "found.pdf"]
+    assert run(tmp_path, "s", "--out", "found.pdf") == [
+        "s/alphas.png",
+        "s/weights.png",
+        "found.pdf",
+    ]
     assert not (out / "cell.png").exists() and (tmp_path / "found.pdf").stat().st_size > 5000
 
 
@@ -164,6 +170,25 @@ def test_alpha_history_has_a_line_for_each_search(tmp_path, monkeypatch):
     middle = [line.get_ydata().tolist() for line in lines[4::9]]
     assert middle == [[v] * 3 for v in (1.0, 0, 8, 0.9, 2, 4)]  # equal counts stand around these
     assert len({tuple(line.get_ydata()) for line in lines[9:18]}) == 9
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_weights_of_ops_and_edges(tmp_path, monkeypatch, partial):
+    cells, frames, shown = [], [], []
+    monkeypatch.setattr(Axes, "imshow", lambda self, x, **style: cells.append(x))
+    monkeypatch.setattr(Axes, "add_patch", lambda self, patch: frames.append(patch.get_xy()))
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **style: shown.append((x, y, text)))
+    epoch = {"alphas": np.zeros((2, 14, 8)).tolist(), "betas": np.zeros((2, 14)).tolist()}
+    epoch["alphas"][0][13] = [0] * 7 + [np.log(7)]  # edge 4 -> 5: 1/14 each, the last op 1/2
+    epoch = epoch if partial else {"alphas": epoch["alphas"]}
+    visualize.draw_weights(named_cell("darts_v2"), epoch, tmp_path / "weights.png", "x:")
+    assert [cell.shape for cell in cells] == 2 * [(14, 9 if partial else 8)]
+    texts = {(x, y): text for x, y, text in shown[: len(shown) // 2]}  # of the normal cell
+    assert [texts[x, 13] for x in (0, 6, 7)] == ["0.07", "0.07", "0.50"] and texts[0, 0] == "0.12"
+    edges = ["0.50"] * 2 + ["0.33"] * 3 + ["0.25"] * 4 + ["0.20"] * 5
+    assert [texts.get((8, y)) for y in range(14)] == (edges if partial else [None] * 14)
+    assert frames[:2] == [(3.5, -0.5), (3.5, 0.5)] and len(frames) == 16  # sep3-0 sep3-1
+    assert frames[7] == (5.5, 10.5)  # dil3-2 of node 5
 
 
 def test_needs_no_torch():

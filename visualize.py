@@ -144,7 +144,7 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
         ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
         ax.set_yticks(range(len(edges)), [f"{j} to {node}" for j, node in edges])
         ax.set_title(f"{title} {cell} cell".strip(), fontsize=10)
-    figure.savefig(path, dpi=150)
+    cli.save_figure(figure, path)
 
 
 def softmax(x):

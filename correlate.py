@@ -285,7 +285,8 @@ def draw_experiments(space, numbers):
 
 
 def format_rho(rho, interval=None):
-    text = f"{rho:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
+    known = interval is not None and np.isfinite(interval).all()
+    text = f"{rho:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if known else "")
     return text if np.isfinite(rho) else None
 
 

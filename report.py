@@ -7,6 +7,8 @@ sweeps. Writes OUT/report.md, OUT/report.json (a row for each trained cell) and 
 """
 
 import argparse
+import itertools
+import math
 import os
 import statistics
 from pathlib import Path
@@ -173,6 +175,28 @@ def search_table(searches) -> list:
     return [*cli.markdown_table([*head, "skips", "convolutions", "time"], rows), text, ""]
 
 
+def equal_cost(searches, path) -> list:
+    """What correlations.json tells of the best of as many random cells as could be trained without
+    labels in the time of a search: a line for each objective and target."""
+    found = cli.read_json(path, {"random_search": [correlate.RANDOM_SEARCH]})["random_search"]
+    times, lines = {}, []
+    for search in searches:
+        meta = search["meta"]
+        times.setdefault(objective(meta), []).append(meta["seconds"] * meta["world_size"])
+    for (name, seconds), random in itertools.product(times.items(), found):
+        limit, curve = statistics.mean(seconds), random["curve"]
+        affordable = [row for row in curve if (row["seconds"] or math.inf) <= limit]
+        if affordable and (random["space"], random["objective"]) == ("darts", name.split(",")[0]):
+            best, cost = affordable[-1], cli.format_seconds(affordable[-1]["seconds"])
+            text = correlate.format_rho(best["mean"], [best["low"], best["high"]])
+            lines.append(
+                f"- Search by {name}: {cli.format_seconds(limit)} of one device. In {cost},"
+                f" {best['m']} random cells: the best by {name.split(',')[0]} has {text} on"
+                f" {random['target']} in its sweep, one random cell {curve[0]['mean']:.2f}."
+            )
+    return [*lines, ""]
+
+
 def likeness_tables(searches) -> list:
     """How alike cells are within an objective, between its seeds, and between objectives."""
     groups, lines = {}, []
@@ -220,6 +244,7 @@ def main(args):
     paths = [path for path in find(args.folders, "result.json") if not sweeps & {*path.parents}]
     if not searches and not paths:
         raise cli.InputError(f"no search and no training below {', '.join(args.folders)}")
+    correlations = find(args.folders, "correlations.json")
     tables = make_tables([genotypes.read_result(path) for path in paths], searches)
     out = Path(args.out or args.folders[0])
     if (out / "correlations.json").exists():
@@ -232,6 +257,8 @@ def main(args):
         lines += [f"![Accuracies](accuracy_{k}.png)", "", f"Settings: {settings}", ""]
     if searches:
         lines += ["## Searches", "", *search_table(searches.values())]
+        for path in correlations:
+            lines += equal_cost(searches.values(), path)
         lines += ["![Alpha histories](alphas.png)", "", *likeness_tables([*searches.values()])]
         histories = {title(s["meta"]): s["meta"]["history"] for s in searches.values()}
         visualize.draw_history(histories, out / "alphas.png")
@@ -244,7 +271,7 @@ def main(args):
         head = ["found by", *range(1, 1 + max(map(len, pictures.values())))]
         lines += cli.markdown_table(head, [[name, *row] for name, row in pictures.items()])
         lines += [*sorted(settings), ""]
-    for path in find(args.folders, "correlations.json"):
+    for path in correlations:
         text = (path.parent / "report.md").read_text(encoding="utf-8").replace("\n#", "\n##")
         folder = Path(os.path.relpath(path.parent, out)).as_posix()
         lines += ("#" + text.replace("](", f"]({folder}/")).split("\n")

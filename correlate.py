@@ -34,9 +34,8 @@ PAPER_RHO = {  # of a task on CIFAR-10 with classification on ImageNet
     "nasbench101": {"rot": "0.74", "col": "0.69", "jig": "0.79", "cls": "0.80"},
 }
 
-# The shapes of a random search and of its rows in correlations.json
-ROW = {"m": int, "mean": NUMBER, "low": NUMBER, "high": NUMBER, "seconds": (*NUMBER, None)}
-RANDOM_SEARCH = {"space": str, "objective": str, "target": str, "curve": [ROW]}
+ROW = {"m": int, "mean": NUMBER, "low": NUMBER, "high": NUMBER, "seconds": NUMBER}
+FOUND = {"random_search": [{"objective": str, "target": str, "curve": [ROW]}]}  # shape of the JSON
 
 
 def parse_args(argv=None):
@@ -177,7 +176,7 @@ def partial_correlation(x, y, z):
 def interval(rhos):
     """95%, without constant samples, for which scipy.stats.bootstrap would give NaN."""
     rhos = rhos[np.isfinite(rhos)]
-    return np.quantile(rhos, [0.025, 0.975]).tolist() if len(rhos) else None
+    return np.quantile(rhos, [0.025, 0.975]).tolist() if len(rhos) else [math.nan] * 2
 
 
 def between_seeds(scores):
@@ -205,10 +204,8 @@ def compare(x, y, params, sample) -> dict:
     true_rho, x, y, n = true_correlation(x, y), x.mean(0), y.mean(0), x.shape[1]
     best_x, best_y = np.argsort(-x, kind="stable"), np.argsort(-y, kind="stable")
     k, half = max(1, round(n / 10)), best_y[: (n + 1) // 2]
-    growth = []
-    for m in [*(2**k for k in range(2, (n - 1).bit_length())), n]:
-        few = sample[:, :m]
-        growth.append([m, *(interval(rank_correlation(x[few], y[few])) or [math.nan] * 2)])
+    fewer = [sample[:, :m] for m in (*(2**k for k in range(2, (n - 1).bit_length())), n)]
+    growth = [[s.shape[1], *interval(rank_correlation(x[s], y[s]))] for s in fewer]
     return {
         "n": n,
         "rho": rank_correlation(x, y),
@@ -245,12 +242,11 @@ def random_search(proxy, target, seconds, sample) -> list:
     interval of the mean over samples of architectures, and its cost."""
     sizes = [2**k for k in range((len(proxy) - 1).bit_length())]
     found, samples = best_of(proxy, target, sizes), best_of(proxy[sample], target[sample], sizes)
-    curve = []
-    for m, (mean, std), (means, _) in zip(sizes, found, samples):
-        low, high = interval(means)
-        row = {"m": m, "mean": mean, "std": std, "low": low, "high": high, "seconds": m * seconds}
-        curve.append(row)
-    return curve
+    rows = [
+        (m, mean, std, *interval(means), m * seconds)
+        for m, (mean, std), (means, _) in zip(sizes, found, samples)
+    ]
+    return [dict(zip(("m", "mean", "std", "low", "high", "seconds"), row)) for row in rows]
 
 
 def analyse(space, columns, args) -> dict:
@@ -270,7 +266,7 @@ def analyse(space, columns, args) -> dict:
     for b, a in product(targets, table):
         seconds = of_seeds(table[a], "seconds").sum(0).mean()
         curve = random_search(means[a], means[b], seconds, sample)
-        searches.append({"space": space, "proxy": a, "target": b, "curve": curve})
+        searches.append({"proxy": a, "target": b, "curve": curve})
         searches[-1]["objective"] = "{task} on {dataset}".format(**[*table[a][0].values()][0])
     return {
         "n": n,
@@ -397,7 +393,8 @@ def main(args):
     print("\n".join(lines))
     out.mkdir(parents=True, exist_ok=True)
     found = dict(score=args.score, bootstrap=args.bootstrap, spaces=spaces)
-    found["random_search"] = sum((spaces[space].pop("random_search") for space in spaces), [])
+    searches = spaces.get("darts", {}).get("random_search", [])  # for report.py
+    found["random_search"] = [s for s in searches if math.isfinite(s["curve"][0]["seconds"])]
     text = json.dumps(found, default=np.ndarray.tolist)
     cli.write_json(out / "correlations.json", json.loads(text, parse_constant=lambda _: None))
     for name, figure in figures.items():

@@ -7,8 +7,6 @@ sweeps. Writes OUT/report.md, OUT/report.json (a row for each trained cell) and 
 """
 
 import argparse
-import itertools
-import math
 import os
 import statistics
 from pathlib import Path
@@ -154,10 +152,24 @@ def cell_table(rows) -> list:
     return cli.markdown_table([*head, "width", "search", "training", "paper, 250+ epochs"], lines)
 
 
-def search_table(searches) -> list:
-    """The end of each search: how decided it was, and what is in its normal / reduction cell."""
-    head = ["search", "epochs", "cell unchanged for", "lead of ops", "lead of edges"]
-    rows = []
+def random_search(meta, found) -> str:
+    """The best by a search's objective of the random cells that train by it in the search's time,
+    which is that of all its devices, from the random searches of correlations.json."""
+    texts, limit = [], meta["seconds"] * meta["world_size"]
+    for random in found:
+        rows = [row for row in random["curve"] if row["seconds"] <= limit]
+        same = random["objective"] == objective(meta).split(",")[0]  # whatever the partial channels
+        if rows and same:
+            best, text = rows[-1], f"{random['target']} "
+            text += correlate.format_rho(best["mean"], [best["low"], best["high"]])
+            text += f", {best['m']} in {cli.format_seconds(best['seconds'])}"
+            texts.append(f"{text}; any one: {rows[0]['mean']:.2f}")
+    return "<br>".join(texts) or "-"
+
+
+def search_table(searches, found) -> list:
+    """The end of each search, how decided it was, and what its time is worth in random cells."""
+    head, rows = ["search", "epochs", "unchanged for", "lead of ops", "lead of edges"], []
     for search in searches:
         meta, last = search["meta"], search["meta"]["history"][-1]
         row = [title(meta), f"{meta['epoch']}/{meta['epochs']}", None, None, None]
@@ -167,41 +179,19 @@ def search_table(searches) -> list:
             texts = [[f"{np.median(x):.3f} ({min(x):.3f})" for x in lead] for lead in leads]
             row[3:] = map(" / ".join, texts)
         row += ["{} / {}".format(*last["skips"]), "{} / {}".format(*last["convs"])]
-        rows.append([*row, cli.format_seconds(meta["seconds"])])
+        rows.append([*row, cli.format_seconds(meta["seconds"]), random_search(meta, found)])
     text = "Normal / reduction cell. Unchanged: by the last epochs with alpha steps. Leads, median"
     text += (
         " (least): of a chosen op's weight over the next, of a node's weaker edge over the rest."
     )
-    return [*cli.markdown_table([*head, "skips", "convolutions", "time"], rows), text, ""]
-
-
-def equal_cost(searches, path) -> list:
-    """What correlations.json tells of the best of as many random cells as could be trained without
-    labels in the time of a search: a line for each objective and target."""
-    found = cli.read_json(path, {"random_search": [correlate.RANDOM_SEARCH]})["random_search"]
-    times, lines = {}, []
-    for search in searches:
-        meta = search["meta"]
-        times.setdefault(objective(meta), []).append(meta["seconds"] * meta["world_size"])
-    for (name, seconds), random in itertools.product(times.items(), found):
-        limit, curve = statistics.mean(seconds), random["curve"]
-        affordable = [row for row in curve if (row["seconds"] or math.inf) <= limit]
-        if affordable and (random["space"], random["objective"]) == ("darts", name.split(",")[0]):
-            best, cost = affordable[-1], cli.format_seconds(affordable[-1]["seconds"])
-            text = correlate.format_rho(best["mean"], [best["low"], best["high"]])
-            lines.append(
-                f"- Search by {name}: {cli.format_seconds(limit)} of one device. In {cost},"
-                f" {best['m']} random cells: the best by {name.split(',')[0]} has {text} on"
-                f" {random['target']} in its sweep, one random cell {curve[0]['mean']:.2f}."
-            )
-    return [*lines, ""]
+    text += " Best random cell: by the objective, in its sweep, of as many as train in this time."
+    head += ["skips", "convolutions", "time", "best random cell [95%]"]
+    return [*cli.markdown_table(head, rows), text, ""]
 
 
 def likeness_tables(searches) -> list:
     """How alike cells are within an objective, between its seeds, and between objectives."""
     groups, lines = {}, []
-    if len(searches) < 2:
-        return []
     for k, search in enumerate(searches):
         groups.setdefault(objective(search["meta"]), []).append(k)
     table, chance = likeness.compare(searches), likeness.chance()
@@ -244,7 +234,9 @@ def main(args):
     paths = [path for path in find(args.folders, "result.json") if not sweeps & {*path.parents}]
     if not searches and not paths:
         raise cli.InputError(f"no search and no training below {', '.join(args.folders)}")
-    correlations = find(args.folders, "correlations.json")
+    found, correlations = [], find(args.folders, "correlations.json")
+    for path in correlations:
+        found += cli.read_json(path, correlate.FOUND)["random_search"]
     tables = make_tables([genotypes.read_result(path) for path in paths], searches)
     out = Path(args.out or args.folders[0])
     if (out / "correlations.json").exists():
@@ -256,9 +248,7 @@ def main(args):
         lines += [f"## Trained for {objective(rows[0])}", "", *group_table(rows), *cell_table(rows)]
         lines += [f"![Accuracies](accuracy_{k}.png)", "", f"Settings: {settings}", ""]
     if searches:
-        lines += ["## Searches", "", *search_table(searches.values())]
-        for path in correlations:
-            lines += equal_cost(searches.values(), path)
+        lines += ["## Searches", "", *search_table(searches.values(), found), ""]
         lines += ["![Alpha histories](alphas.png)", "", *likeness_tables([*searches.values()])]
         histories = {title(s["meta"]): s["meta"]["history"] for s in searches.values()}
         visualize.draw_history(histories, out / "alphas.png")

@@ -139,7 +139,10 @@ RUN = {
 }
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
 EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
-META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
+META = {
+    **{**RUN, "identity": {**IDENTITY, "alpha_start": (int, None), "partial": (int, None)}},
+    **{"epoch": int, "epochs": int, "history": [EPOCH]},
+}
 RESULT = {
     **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
     **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},

@@ -147,7 +147,7 @@ def main(args):
     if device.type == "cuda" and not args.deterministic:
         B = args.batch_size // utils.world_size()
         x = torch.ones(B, *task.input_shape[1:], device=device)
-        run.print(utils.choose_layout(supernet, autocast, x, alphas.detach()))
+        run.print(utils.choose_layout(supernet, autocast, x, *(values.detach() for values in arch)))
 
     source = train_set, task.view, args.batch_size, device
     stopped = None

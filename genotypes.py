@@ -143,6 +143,7 @@ RESULT = {
     **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
     **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
     **{"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}},
+    "images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER]}, None),
 }
 
 # --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from cli import InputError
 from image_files import View
-from ops import conv, total_stride
+from ops import ASPPHead, PixelHead, PooledHead, total_stride
 
 # --------------------------------------------------------------------------------------------------
 # Augmentation, (B, C, H, W)
@@ -81,57 +81,6 @@ def cutout(x, length):
 
 
 # --------------------------------------------------------------------------------------------------
-# Heads: called with the features (B, C, h, w) and the (H, W) of the network's input
-
-
-class PooledHead(nn.Module):
-    """Global average pool and a linear layer, which gets the features of all views (tiles)."""
-
-    def __init__(self, C, num_classes, views=1):
-        super().__init__()
-        self.classifier = nn.Linear(views * C, num_classes)
-
-    def forward(self, x, size):  # (B*views, C, h, w)
-        x = x.mean((2, 3)).view(-1, self.classifier.in_features)  # (B, views*C)
-        return self.classifier(x)  # (B, num_classes)
-
-
-class PixelHead(nn.Module):
-    """A linear layer at each position, then bilinear upsampling to the input's size."""
-
-    def __init__(self, C, num_classes):
-        super().__init__()
-        self.classifier = nn.Conv2d(C, num_classes, 1)
-
-    def forward(self, x, size):
-        x = self.classifier(x)  # (B, classes, h, w)
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, .., H, W)
-
-
-class ASPPHead(nn.Module):
-    """Atrous spatial pyramid pooling, Chen et al. 2017: side by side a 1x1 convolution, a dilated
-    3x3 convolution for each rate and the global average; then a PixelHead's classifier."""
-
-    def __init__(self, C, num_classes, channels, rates):
-        super().__init__()
-
-        def branch(C_in, kernel=1, rate=1):
-            layer = conv(C_in, channels, kernel, dilation=rate)
-            return nn.Sequential(layer, nn.BatchNorm2d(channels), nn.ReLU())
-
-        self.branches = nn.ModuleList([branch(C), *(branch(C, 3, rate) for rate in rates)])
-        self.pooled = branch(C)
-        self.merge = branch((len(rates) + 2) * channels)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-
-    def forward(self, x, size):  # (B, C, h, w)
-        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
-        x = torch.cat([*(branch(x) for branch in self.branches), pooled], 1)  # (B, .., h, w)
-        x = self.classifier(self.merge(x))  # (B, classes, h, w)
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, .., H, W)
-
-
-# --------------------------------------------------------------------------------------------------
 # Tasks
 
 
@@ -139,6 +88,7 @@ class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions."""
 
     num_classes: int
+    classes = ()  # their names, where the data set has some
     in_channels, inputs_per_target = 3, 1  # of the network
     classifies_inputs = True  # one target for each input, as an auxiliary classifier needs it
     reductions = 2  # cells of the network that halve the resolution
@@ -202,7 +152,7 @@ class Classification(Task):
 
     def __init__(self, dataset, *setting):
         super().__init__(dataset, *setting)
-        self.num_classes = len(dataset.classes)
+        self.classes, self.num_classes = dataset.classes, len(dataset.classes)
 
     def prepare(self, images, labels, index, train):
         return self.augment(images, train), labels  # (B, 3, H, W), (B,)
@@ -307,7 +257,7 @@ class Segmentation(Task):
 
     def __init__(self, dataset, size, stem, search, device):
         super().__init__(dataset, size, stem, search, device)
-        self.num_classes = len(dataset.mask_classes)
+        self.classes, self.num_classes = dataset.mask_classes, len(dataset.mask_classes)
         self.channels, self.rates = (64, [6]) if search else (256, [6, 12, 18])
 
     def prepare(self, images, masks, index, train):

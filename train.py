@@ -86,7 +86,7 @@ def parse_args(argv=None):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--arch", required=True, help="a name (darts_v2), a genotype.json, or archs.json:ID")
+    add("--arch", required=True, help="a name (darts_v2), a file, archs.json:ID or Genotype(...)")
     add("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     add("--recipe", choices=["evaluation", "sample"], help="settings of Sec. 4 or of Sec. 3")
     data.add_arguments(parser.add_argument_group("data"))

@@ -204,25 +204,14 @@ class NASBenchNetwork(nn.Module):
         return self.head(self.features(x), x.shape[-2:])
 
 
-def build_network(
-    arch,
-    width,
-    layers,
-    stem,
-    head=None,
-    in_channels=3,
-    reductions=2,
-    auxiliary_classes=0,
-    num_classes=None,
-):
+def build_network(arch, width, layers, stem, head=None, num_classes=None, **options):
     """The network of a Genotype or a NASBenchCell; without a head of one's own, a classifier."""
     head = head or partial(ops.PooledHead, num_classes=num_classes)
-    shape = width, layers, stem, head, in_channels, reductions
     if isinstance(arch, Genotype):
-        return Network(arch, *shape, auxiliary_classes)
-    if auxiliary_classes:
+        return Network(arch, width, layers, stem, head, **options)
+    if options.pop("auxiliary_classes", 0):
         raise InputError("--auxiliary: NAS-Bench-101 networks have no such head; use --auxiliary 0")
-    return NASBenchNetwork(arch, *shape)
+    return NASBenchNetwork(arch, width, layers, stem, head, **options)
 
 
 def load_network(folder, device="cpu"):

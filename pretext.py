@@ -88,7 +88,7 @@ class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions."""
 
     num_classes: int
-    classes = ()  # their names, where the data set has some
+    classes = ()  # their names, if they have any
     in_channels, inputs_per_target = 3, 1  # of the network
     classifies_inputs = True  # one target for each input, as an auxiliary classifier needs it
     reductions = 2  # cells of the network that halve the resolution
@@ -146,6 +146,16 @@ class Task:
         correct, count = scores.tolist()
         return {"top1": 100 * correct / count}
 
+    def show(self, x, y) -> list:
+        """Of one image its inputs x (b, C, h, w) as pictures (h, w, 3) in 0 .. 1, and y, targets or
+        predictions, if these are classes of pixels (1, h, w)."""
+        pictures = (x * self.std + self.mean).clamp(0, 1).permute(0, 2, 3, 1)  # (b, h, w, 3)
+        return [*pictures, *(y if y.dim() > 1 else [])]
+
+    def undo(self, x, y):
+        """What predictions y make of the inputs x of one image: `show` shows whether they hold."""
+        return x
+
 
 class Classification(Task):
     targets = "labels"
@@ -161,7 +171,7 @@ class Classification(Task):
 class Rotation(Task):
     """Which of four rotations an image has; each image is in all four. Gidaris et al. 2018."""
 
-    num_classes = 4
+    num_classes, classes = 4, ["0°", "90°", "180°", "270°"]
 
     def prepare(self, images, labels, index, train):
         x = self.augment(images, train)
@@ -169,6 +179,9 @@ class Rotation(Task):
         x = torch.stack([x, t.flip(2), x.flip(2, 3), t.flip(3)], 1)  # counter-clockwise
         targets = torch.arange(4, device=x.device).repeat(len(x))
         return x.flatten(0, 1), targets  # (B*4, 3, H, W), (B*4,)
+
+    def undo(self, x, y):
+        return torch.stack([view.rot90(-k, (1, 2)) for view, k in zip(x, y.tolist())])
 
 
 class Colorization(Task):
@@ -191,6 +204,11 @@ class Colorization(Task):
         lightness = self.lightness.index_select(0, color).view_as(red)
         bins = self.bins.index_select(0, color).long().view_as(red)
         return lightness.unsqueeze(1), bins  # (B, 1, H, W), (B, H, W)
+
+    def show(self, x, y):
+        lightness = (x[0] * self.std.mean() + self.mean.mean()).cpu().permute(1, 2, 0)  # (H, W, 1)
+        lab = torch.cat([100 * lightness, torch.tensor(BINS)[y[0].cpu()]], 2)  # (H, W, 3)
+        return [lightness.expand_as(lab), lab_to_rgb(lab)]
 
     def head(self, C):
         return PixelHead(C, self.num_classes)
@@ -217,6 +235,7 @@ class Jigsaw(Task):
         self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give it away
         perms = torch.from_numpy(permutations(self.grid)).to(device)  # (P, T)
         self.num_classes = len(perms)
+        self.classes = [" ".join(map(str, perm)) for perm in perms.tolist()]
         self.tile_in_slot = perms.argsort(1)
 
     def prepare(self, images, labels, index, train):
@@ -242,6 +261,14 @@ class Jigsaw(Task):
         x -= x.mean((2, 3, 4), keepdim=True)
         x /= x.square().mean((2, 3, 4), keepdim=True).sqrt().clamp(min=self.min_std)
         return x.flatten(0, 1), targets  # (B*T, 3, t, t), (B,)
+
+    def show(self, x, y):
+        tiles = F.pad(torch.stack(super().show(x, y)), (0, 0, 1, 1, 1, 1), value=1.0)
+        rows = tiles.unflatten(0, (self.grid, -1)).transpose(1, 2)  # (grid, t+2, grid, t+2, 3)
+        return [rows.flatten(2, 3).flatten(0, 1)]
+
+    def undo(self, x, y):
+        return x[self.tile_in_slot[y[0]].argsort()]
 
     def to_gray(self, x):
         luma = torch.tensor([0.2125, 0.7154, 0.0721], device=x.device).view(3, 1, 1)  # BT.709
@@ -360,6 +387,15 @@ def rgb_to_lab(rgb):
     f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+def lab_to_rgb(lab):
+    """The inverse, in 0 .. 1; colours that sRGB lacks are clipped."""
+    L, a, b = lab.double().unbind(-1)
+    f = torch.stack([a / 500, 0 * a, -b / 200], -1) + (L.unsqueeze(-1) + 16) / 116
+    xyz = torch.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787) * torch.tensor(WHITE)
+    linear = (xyz @ torch.tensor(RGB_TO_XYZ, dtype=torch.float64).inverse().T).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def nearest_bin(ab):

@@ -231,6 +231,7 @@ def main(args, load=data.load, distributed=True):
 
     # --- result
     scores = [line[task.metric] for line in run.history]
+    names = task.classes if task.targets else []  # of the data set
     result = {
         **{"arch": arch, "space": space, "genotype": genotype._asdict()},
         **{"task": args.task, "dataset": args.dataset, "seed": args.seed},
@@ -239,7 +240,7 @@ def main(args, load=data.load, distributed=True):
         "final": scores[-1],
         **{"params": params, "macs": macs, "seconds": round(run.seconds, 1)},
         "unreadable": utils.count_distinct(train_set.unreadable),
-        "images": {"classes": task.classes, "mean": train_set.mean, "std": train_set.std},
+        "images": {"classes": names, "mean": train_set.mean, "std": train_set.std},
         "epochs": run.history,
         "identity": run.identity,
         **run.header,

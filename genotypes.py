@@ -279,11 +279,6 @@ def to_entry(arch: Genotype | NASBenchCell) -> dict:
     return {"space": "darts", "genotype": arch._asdict()}
 
 
-def to_printed(genotype: Genotype) -> str:
-    """The inverse of `parse_printed`."""
-    return repr(genotype).replace("[2, 3, 4, 5]", "range(2, 6)")
-
-
 def to_text(arch: Genotype | NASBenchCell) -> str:
     """A line for each node or vertex: its ops and their inputs."""
     lines = []
@@ -388,7 +383,7 @@ def main(args):
     if isinstance(arch, NASBenchCell):
         print(f"NAS-Bench-101 hash {nasbench_hash(arch)}")
     elif arch:
-        print(to_printed(arch))
+        print(repr(arch).replace("[2, 3, 4, 5]", "range(2, 6)"))  # as DARTS does
 
 
 if __name__ == "__main__":

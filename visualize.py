@@ -152,9 +152,13 @@ def draw_rows(rows, classes, path):
     colors[255] = 0  # no class
     if len(rows[0]) == 1:
         rows = [sum(rows[k : k + 4], []) for k in range(0, len(rows), 4)]
-    height = max(1.5 * len(p) / len(p[0]) + 0.12 * text.count("\n") for p, text, _ in sum(rows, []))
+    if len(rows) > 100:
+        raise cli.InputError(f"{path}: a picture has at most 100 rows, not {len(rows)}")
     columns = max(map(len, rows))
-    figure = Figure((1.5 * columns, (height + 0.2) * len(rows) + 0.3), layout="constrained")
+    width = min(max(1.5, 7 / columns), 2.3)
+    cells = sum(rows, [])
+    height = max(width * len(p) / len(p[0]) + 0.12 * text.count("\n") for p, text, _ in cells)
+    figure = Figure((width * columns, (height + 0.2) * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -167,14 +171,16 @@ def draw_rows(rows, classes, path):
             ax.set_title(text, fontsize=7, color=color, pad=2)
     names = dict(enumerate(classes))
     handles = [Patch(color=colors[k], label=names.get(k, k)) for k in sorted(seen)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    style = dict(loc="outside lower center", ncols=1 + columns, fontsize=7, frameon=False)
+    figure.legend(handles=handles, **style)
     figure.savefig(path, dpi=150)
 
 
 def captioned(pictures, texts):
-    """The pictures, the last ones with texts and their colours."""
-    texts = [("", INK)] * (len(pictures) - len(texts)) + texts
-    return [(picture.cpu().numpy(), *text) for picture, text in zip(pictures, texts)]
+    """The pictures, the last ones with texts, in the colour of their ✓ or ✗."""
+    colors = {"✓": PALETTE[2], "✗": PALETTE[1]}
+    texts = [""] * (len(pictures) - len(texts)) + texts
+    return [(p.cpu().numpy(), text, colors.get(text[:1], INK)) for p, text in zip(pictures, texts)]
 
 
 def draw_tasks(args, path):
@@ -197,8 +203,8 @@ def draw_tasks(args, path):
             x, y = task.prepare(*batch, train=True)
             texts = ["input", "target"] if y.dim() > 1 else [names[k] for k in y.tolist()]
             if i == len(rows):
-                rows.append(captioned([batch[0][0].permute(1, 2, 0)], [("image", INK)]))
-            rows[i] += captioned(task.show(x, y), [(f"{name}: {text}", INK) for text in texts])
+                rows.append(captioned([batch[0][0].permute(1, 2, 0)], ["image"]))
+            rows[i] += captioned(task.show(x, y), [f"{name}: {text}" for text in texts])
     draw_rows(rows, classes, path)
 
 
@@ -255,16 +261,14 @@ def describe(names, y, logits) -> list:
 
 
 def caption(record):
-    """The text to a prediction, and its colour."""
+    """The text to a prediction."""
     if "classes" not in record:
         share = record["accuracy"]
-        return "prediction" if share is None else f"{share:.0%} right", INK
+        return "prediction" if share is None else f"prediction, {share:.0%} right"
     lines = [f"{name} {p:.0%}" for name, p in record["classes"].items() if p >= 0.01][:3]
-    if "truth" not in record:
-        return "\n".join(lines), INK
-    if record["correct"]:
-        return "\n".join(["✓ " + lines[0], *lines[1:]]), PALETTE[2]
-    return "\n".join(["✗ " + lines[0], *lines[1:], f"truth: {record['truth']}"]), PALETTE[1]
+    mark = {None: "", True: "✓ ", False: "✗ "}[record.get("correct")]
+    truth = f"\ntruth: {record['truth']}" if mark == "✗ " else ""
+    return mark + "\n".join(lines) + truth
 
 
 def draw_predictions(run: Path, path, args):
@@ -285,14 +289,11 @@ def draw_predictions(run: Path, path, args):
             meter.update(task.loss(logits, y), logits, y)
         if args.json:
             continue
-        pictures = [] if task.targets == "labels" else [image[0].permute(1, 2, 0)]
-        if y.dim() > 1:  # image, truth if it is known, prediction
-            known = [y] if (y != 255).any() else []
-            pictures += [task.show(x, classes)[-1] for classes in (*known, said)]
-            texts = [("image", INK), *len(known) * [("truth", INK)], *texts]
-        else:
-            pictures += task.show(task.undo(x, said), said)
-        rows.append(captioned(pictures, texts))
+        row = [] if task.targets == "labels" else captioned([image[0].permute(1, 2, 0)], ["image"])
+        if y.dim() > 1 and (y != 255).any():
+            row += captioned(task.show(x, y)[-1:], ["truth"])
+        answer = task.show(task.undo(x, said), said)
+        rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, texts))
     if args.json:
         print(json.dumps({**meter.result(), "images": records}, indent=1))
     else:

@@ -203,7 +203,7 @@ def test_predictions(tmp_path, shown, capsys, task):
     for row, predictions in zip(shown, chosen):
         for (_, text, _), record in zip(row[-len(predictions) :], predictions):
             if task == "col":
-                assert text == f"{record['accuracy']:.0%} right"
+                assert text == f"prediction, {record['accuracy']:.0%} right"
                 continue
             best, p = next(iter(record["classes"].items()))
             assert text.startswith(f"{'✗✓'[record['correct']]} {best} {p:.0%}")

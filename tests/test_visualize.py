@@ -85,6 +85,7 @@ def count_pixels(path, color):
     return (np.abs(pixels - color).max(-1) <= 1).sum()
 
 
+@pytest.mark.slow
 def test_segmentation(tmp_path, monkeypatch, capsys):
     argv = [*SMALL, "--size", "16", "--arch", "darts_v2", "--epochs", "1", "--task", "seg"]
     train.main(train.parse_args([*argv, "--out", str(tmp_path / "t")]))
@@ -120,6 +121,7 @@ def shown(monkeypatch):
     return rows
 
 
+@pytest.mark.slow
 def test_tasks(tmp_path, shown, monkeypatch):
     class Halves(pretext.Task):  # without code for pictures
         num_classes = 2

@@ -1,10 +1,7 @@
 """One fixed architecture as a network: its cell, stacked, with a stem and a head.
 
-`Network` is for DARTS cells, `NASBenchNetwork` for cells of NAS-Bench-101. In one's own code:
-
-    network, task = load_network("runs/train_x")  # as it was trained
-    network = build_network(load_arch("darts_v2"), 48, 14, "imagenet", num_classes=1000)
-    maps = network.features(images)  # (B, C, h, w), without the head
+`Network` is for DARTS cells, `NASBenchNetwork` for cells of NAS-Bench-101; `features` of both is
+what their head gets.
 """
 
 import argparse
@@ -109,7 +106,6 @@ class Network(nn.Module):
         return outputs
 
     def features(self, x):
-        """What the head gets."""
         return self.cell_outputs(x)[-1]
 
     def forward(self, x):
@@ -217,21 +213,19 @@ def build_network(arch, width, layers, stem, head=None, num_classes=None, **opti
 def load_network(folder, device="cpu"):
     """(network, task) of a finished run of train.py, to evaluate: the network of its last epoch,
     without an auxiliary head. The images that it was trained on need not be there."""
-    import image_files  # here, as networks know no tasks and no runs
-    import pretext
+    import pretext  # here, as networks know no tasks and no runs
     import runs
-    import utils
+    from image_files import DataSet
 
-    result = read_result(Path(folder) / "result.json")
-    path, checkpoint = runs.load_checkpoint(Path(folder))
-    arch = parse_arch(result, folder)
+    where = Path(folder) / "result.json"
+    result, (path, checkpoint) = read_result(where), runs.load_checkpoint(Path(folder))
+    arch = parse_arch(result, where)
     identity = result["identity"] | {"genotype": to_text(arch).replace("\n", " ")}
-    runs.check_identity(Path(folder) / "result.json", identity, checkpoint["identity"])
+    runs.check_identity(where, identity, checkpoint["identity"])
     try:
-        saved, of_images = argparse.Namespace(**identity), result["images"]
-        images = image_files.DataSet([], [], of_images["classes"], masks=[])
-        images.mask_classes = images.classes
-        images.mean, images.std = of_images["mean"], of_images["std"]
+        saved, known = argparse.Namespace(**identity), result["images"]
+        images = DataSet([], [], known["classes"], masks=[])
+        images.mask_classes, images.mean, images.std = images.classes, known["mean"], known["std"]
         task = pretext.make_task(saved.task, images, saved.size, saved.stem, saved.layers, device)
         shape = saved.width, saved.layers, saved.stem
         network = build_network(arch, *shape, **task.network_args)
@@ -240,4 +234,4 @@ def load_network(folder, device="cpu"):
     except Exception as error:  # torch raises many types on what it did not write
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not the network of its result.json ({reason})") from None
-    return utils.place(network, device).eval(), task
+    return network.to(device, memory_format=torch.channels_last).eval(), task

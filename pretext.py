@@ -88,7 +88,7 @@ class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions."""
 
     num_classes: int
-    classes = ()  # their names, if they have any
+    classes = None  # their names (default: numbers)
     in_channels, inputs_per_target = 3, 1  # of the network
     classifies_inputs = True  # one target for each input, as an auxiliary classifier needs it
     reductions = 2  # cells of the network that halve the resolution
@@ -335,6 +335,7 @@ def make_task(name, dataset, size, stem, layers, device, search=False) -> Task:
         shown = f"task {name} shows the network {task.input_size} pixels"
         divided = f"which the {stem} stem and {layers} cells divide by {stride}"
         raise InputError(f"--size {size}: {shown}, {divided}, to less than one")
+    task.classes = task.classes or [str(k) for k in range(task.num_classes)]
     return task
 
 

@@ -169,11 +169,12 @@ def draw_rows(rows, classes, path):
                 picture = colors[picture]
             ax.imshow(picture)
             ax.set_title(text, fontsize=7, color=color, pad=2)
-    names = dict(enumerate(classes))
-    handles = [Patch(color=colors[k], label=names.get(k, k)) for k in sorted(seen)]
+    handles = [
+        Patch(color=colors[k], label=dict(enumerate(classes)).get(k, k)) for k in sorted(seen)
+    ]
     style = dict(loc="outside lower center", ncols=1 + columns, fontsize=7, frameon=False)
     figure.legend(handles=handles, **style)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def captioned(pictures, texts):
@@ -197,14 +198,14 @@ def draw_tasks(args, path):
     size, some = args.size or train.size, torch.arange(min(args.images, len(train)))
     for name in args.tasks:
         task = pretext.make_task(name, train, size, ops.default_stem(size), 1, "cpu")
-        classes = task.classes if task.targets == "masks" else classes
-        names = task.classes or range(task.num_classes)
         for i, batch in enumerate(data.batches(train, task.view, 1, "cpu", some, seed=0)):
             x, y = task.prepare(*batch, train=True)
-            texts = ["input", "target"] if y.dim() > 1 else [names[k] for k in y.tolist()]
+            pictures = task.show(x, y)
+            classes = task.classes if pictures[-1].dim() == 2 else classes
+            texts = ["input", "target"] if y.dim() > 1 else [task.classes[k] for k in y.tolist()]
             if i == len(rows):
                 rows.append(captioned([batch[0][0].permute(1, 2, 0)], ["image"]))
-            rows[i] += captioned(task.show(x, y), [f"{name}: {text}" for text in texts])
+            rows[i] += captioned(pictures, [f"{name}: {text}" for text in texts])
     draw_rows(rows, classes, path)
 
 
@@ -234,9 +235,8 @@ def predict(network, task, result, args):
             some = torch.linspace(0, len(test) - 1, min(args.images, len(test))).long()
     autocast, _ = utils.precision(device, saved.amp)
     for images, targets, index in data.batches(test, view, batch_size, device, some):
-        if args.files and task.targets:
-            unknown = {"labels": torch.tensor([-1]), "masks": torch.full_like(images[:, 0], 255)}
-            targets = unknown[task.targets]
+        if args.files and task.targets == "masks":
+            targets = torch.full_like(images[:, 0], 255)
         x, y = task.prepare(images, targets, index, train=False)
         if args.files and task.classifies_inputs:  # the image as it is, of any class
             x, y = x[:1], torch.tensor([-1], device=device)
@@ -247,16 +247,16 @@ def predict(network, task, result, args):
             yield os.fsdecode(test.names[k]), *part
 
 
-def describe(names, y, logits) -> list:
+def describe(classes, y, logits) -> list:
     """The predictions for an image as data."""
     if y.dim() > 1:
         hits = (logits.argmax(1) == y)[y != 255]
         return [{"accuracy": hits.double().mean().item() if len(hits) else None}]
     records = []
     for target, p, said in zip(y.tolist(), logits.softmax(1), logits.argmax(1).tolist()):
-        p, classes = (top.tolist() for top in p.topk(min(5, len(p))))
-        known = {"truth": names[target], "correct": said == target} if target >= 0 else {}
-        records.append({"classes": {names[c]: value for c, value in zip(classes, p)}, **known})
+        best = {classes[k]: p[k].item() for k in p.argsort(descending=True)[:5].tolist()}
+        known = {"truth": classes[target], "correct": said == target} if target >= 0 else {}
+        records.append({"classes": best, **known})
     return records
 
 
@@ -281,19 +281,19 @@ def draw_predictions(run: Path, path, args):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, task = model_eval.load_network(run, device)
     result = genotypes.read_result(run / "result.json")
-    names, meter, rows, records = task.classes or range(task.num_classes), utils.Meter(task), [], []
+    meter, rows, records = utils.Meter(task), [], []
     for name, image, x, y, logits in predict(network, task, result, args):
-        records.append({"image": name, "predictions": describe(names, y, logits)})
-        texts, said = [caption(record) for record in records[-1]["predictions"]], logits.argmax(1)
+        records.append({"image": name, "predictions": describe(task.classes, y, logits)})
         if not args.files:
             meter.update(task.loss(logits, y), logits, y)
         if args.json:
             continue
+        texts, said = map(caption, records[-1]["predictions"]), logits.argmax(1)
         row = [] if task.targets == "labels" else captioned([image[0].permute(1, 2, 0)], ["image"])
         if y.dim() > 1 and (y != 255).any():
             row += captioned(task.show(x, y)[-1:], ["truth"])
         answer = task.show(task.undo(x, said), said)
-        rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, texts))
+        rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, [*texts]))
     if args.json:
         print(json.dumps({**meter.result(), "images": records}, indent=1))
     else:

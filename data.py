@@ -139,6 +139,14 @@ def split(dataset, seed: int, shares) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.cat(part).sort().values for part in parts)
 
 
+def hold_out(train, test):
+    """Training and evaluation set of train.py: ImageNet-22K has no evaluation images."""
+    if test is None:
+        train, test = map(train.subset, split_in_half(len(train), SPLIT_SEED))
+        test = test.subset(random_subset(len(test), HELD_OUT_22K))
+    return train, test
+
+
 def split_hash(*parts):
     """12 hex digits for which images do what; a part is a data set, an index tensor or None."""
     digest = hashlib.sha256()

@@ -1,7 +1,8 @@
 """The page of a study: cells searched without labels, with labels, published and random ones.
 
 Reads every genotype.json, result.json and correlations.json below the folders, but no trainings of
-sweeps. Writes OUT/report.md, OUT/report.json (a row for each trained cell) and figures.
+sweeps. Writes OUT/report.md, the same page as OUT/report.html, one file to open in a browser, and
+OUT/report.json (a row for each trained cell) and figures.
 
     python report.py runs/cifar10_small --out results/cifar10_small
 """
@@ -269,9 +270,10 @@ def main(args):
     lines += sorted({f"- {how}" for row in rows for how in row["how"]})
     lines += ["", f"{len(find(args.folders, 'failed.json'))} trainings failed."]
     cli.write_text(out / "report.md", "\n".join(lines) + "\n")
+    cli.write_page(out / "report.html", lines)
     cli.write_json(out / "report.json", rows)
     print("\n".join(line for line in lines if "![" not in line))
-    print(f"\n{out / 'report.md'}")
+    print(f"\n{out / 'report.md'} and report.html")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The page of a study, of made-up searches, trainings and correlations."""
 
+import base64
+import html.parser
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +154,47 @@ def test_report(made_up, capsys):
     rows = json.loads((made_up / "report.json").read_text())
     assert [row["mean"] for row in rows] == [72.5, 70.5, 60, 52, 50]
     assert rows[1]["scores"] == [70, 71] and rows[1]["std"] == pytest.approx(0.5**0.5)
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, and its text without white space."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += "".join(data.split())
+
+
+def test_the_page_for_a_browser(made_up):
+    for path in made_up.rglob("result.json"):
+        path.write_text(path.read_text().replace("one CPU", "<script>1 & 2</script>"))
+    report.main(report.parse_args([str(made_up)]))
+    page = Page(made_up / "report.html")
+    counts = Counter(tag for tag, _ in page.tags)
+    lines = (made_up / "report.md").read_text().splitlines()
+    assert counts["table"] == 4  # one is of the page of correlate.py
+    assert counts["tr"] == sum(line.startswith("|") and "---" not in line for line in lines)
+    assert counts["h1"] == 1 and counts["h2"] == 3 and counts["h3"] == 1 and not counts["script"]
+    figures = [attrs for tag, attrs in page.tags if tag == "img"]
+    for figure, name in zip(figures, re.findall(r"!\[.*\]\((.*)\)", "\n".join(lines))):
+        kind, data = figure["src"].split(",")
+        stored = made_up / name
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data) == (stored.read_bytes() if stored.exists() else b"")
+    assert len(figures) == 5 and figures[1]["alt"] == "Alpha histories"
+    elsewhere = [attrs for _, attrs in page.tags if "href" in attrs or "src" in attrs]
+    assert elsewhere == figures and "url(" not in page.text and "import" not in page.text
+    assert "1x<script>1&2</script>,commitabc" in page.text
+    for line in lines:
+        if line and line[0] not in "!|#-":
+            assert "".join(line.split()) in page.text
+    assert "prefers-color-scheme:dark" in page.text and "@mediaprint" in page.text
 
 
 def test_rows_have_the_fields_of_the_stored_ones(made_up):

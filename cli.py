@@ -240,16 +240,18 @@ def write_page(path, lines):
     """Lines of Markdown (headings, tables, lists, figures, paragraphs) as one HTML file with the
     figures in it."""
 
+    def picture(match):
+        file = Path(path).parent / html.unescape(match[2])
+        data = base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
+        return f'<img alt="{match[1]}" src="data:image/png;base64,{data}">'
+
     def element(line):
-        if figure := re.fullmatch(r"!\[(.*)\]\((.*\.png)\)", line):
-            file = Path(path).parent / figure[2]
-            data = base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
-            return f'<img alt="{html.escape(figure[1])}" src="data:image/png;base64,{data}">'
-        mark, _, text = html.escape(line).partition(" ")
+        line = re.sub(r"!\[(.*?)\]\((.*?\.png)\)", picture, html.escape(line))
+        mark, _, text = line.partition(" ")
         if mark == "|":
             return "<tr><td>" + text.removesuffix(" |").replace(" | ", "<td>")
         tag = {"-": "li", "#": "h1", "##": "h2", "###": "h3", "####": "h4"}.get(mark)
-        return f"<{tag}>{text}</{tag}>" if tag else f"<p>{html.escape(line)}</p>"
+        return f"<{tag}>{text}</{tag}>" if tag else f"<p>{line}</p>"
 
     body = []
     for mark, group in groupby(

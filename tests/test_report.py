@@ -178,11 +178,11 @@ def test_the_page_for_a_browser(made_up):
     page = Page(made_up / "report.html")
     counts = Counter(tag for tag, _ in page.tags)
     lines = (made_up / "report.md").read_text().splitlines()
-    assert counts["table"] == 4  # one is of the page of correlate.py
+    assert counts["table"] == 5  # one is of the page of correlate.py
     assert counts["tr"] == sum(line.startswith("|") and "---" not in line for line in lines)
     assert counts["h1"] == 1 and counts["h2"] == 3 and counts["h3"] == 1 and not counts["script"]
     figures = [attrs for tag, attrs in page.tags if tag == "img"]
-    for figure, name in zip(figures, re.findall(r"!\[.*\]\((.*)\)", "\n".join(lines))):
+    for figure, name in zip(figures, re.findall(r"!\[.*?\]\((.*?)\)", "\n".join(lines))):
         kind, data = figure["src"].split(",")
         stored = made_up / name
         assert kind == "data:image/png;base64"

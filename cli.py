@@ -1,7 +1,9 @@
 """What every script needs, without torch: errors, argument types, JSON, tables, formats."""
 
 import argparse
+import base64
 import errno
+import html
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import secrets
 import signal
 import sys
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 # The scripts import this file before torch, which takes seconds: Ctrl-C ends them in silence there.
@@ -218,6 +221,49 @@ def markdown_table(head, rows) -> list:
     for cells in (head, ["---"] * len(head), *rows):
         lines.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
     return lines + [""]
+
+
+STYLE = """
+:root { color-scheme: light dark }
+body { max-width: 62rem; margin: 1rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif }
+.table { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: .85rem }
+td, th { padding: .2rem .6rem; border-bottom: 1px solid #8888; text-align: left }
+img { max-width: 100%; background: white }
+@media (min-width: 50rem) { td:not(:first-child) { white-space: nowrap } }
+@media (prefers-color-scheme: dark) { body { background: #181a1e; color: #dfe1e5 } }
+@media print { body { max-width: none; font-size: 9pt } tr, img { break-inside: avoid } }
+"""
+
+
+def write_page(path, lines):
+    """Lines of Markdown (headings, tables, lists, figures, paragraphs) as one HTML file with the
+    figures in it."""
+
+    def element(line):
+        if figure := re.fullmatch(r"!\[(.*)\]\((.*\.png)\)", line):
+            file = Path(path).parent / figure[2]
+            data = base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
+            return f'<img alt="{html.escape(figure[1])}" src="data:image/png;base64,{data}">'
+        mark, _, text = html.escape(line).partition(" ")
+        if mark == "|":
+            return "<tr><td>" + text.removesuffix(" |").replace(" | ", "<td>")
+        tag = {"-": "li", "#": "h1", "##": "h2", "###": "h3", "####": "h4"}.get(mark)
+        return f"<{tag}>{text}</{tag}>" if tag else f"<p>{html.escape(line)}</p>"
+
+    body = []
+    for mark, group in groupby(
+        filter(None, lines), lambda line: line[0] if line[0] in "|-" else ""
+    ):
+        parts = [element(line) for line in group if not line.startswith("| ---")]
+        if mark == "|":
+            head = parts[0].replace("<td>", "<th>")
+            parts = ['<div class="table"><table>', head, *parts[1:], "</table></div>"]
+        body += ["<ul>", *parts, "</ul>"] if mark == "-" else parts
+    head = '<!DOCTYPE html><html lang="en"><meta charset="utf-8">'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{html.escape(lines[0].lstrip('# '))}</title><style>{STYLE}</style>"
+    replace_file(path, lambda file: file.write("\n".join([head, *body, ""]).encode()))
 
 
 def format_metrics(metrics):

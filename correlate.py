@@ -11,12 +11,12 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import special, stats
 
 import cli
 import genotypes
@@ -34,6 +34,9 @@ PAPER_RHO = {  # of a task on CIFAR-10 with classification on ImageNet
     "nasbench101": {"rot": "0.74", "col": "0.69", "jig": "0.79", "cls": "0.80"},
 }
 
+ROW = {"m": int, "mean": NUMBER, "low": NUMBER, "high": NUMBER, "seconds": NUMBER}
+FOUND = {"random_search": [{"objective": str, "target": str, "curve": [ROW]}]}  # shape of the JSON
+
 
 def parse_args(argv=None):
     text, _ = __doc__.split("\n", 1)
@@ -43,7 +46,7 @@ def parse_args(argv=None):
     add("--out", type=cli.path, metavar="DIR", default="runs/correlation", help="where to write")
     add("--score", choices=["best", "final"], default="best", help="the epoch that counts")
     add("--bootstrap", type=at_least(100, int), default=2000, help="samples for the intervals")
-    add("--seed", type=at_least(0, int), default=0, help="of the bootstrap and of Fig. 5")
+    add("--seed", type=at_least(0, int), default=0, help="of the bootstrap")
     return parser.parse_args(argv)
 
 
@@ -63,9 +66,8 @@ def read_result(path, score):
     if result["space"] == "nasbench101":  # isomorphic cells are one architecture
         key = genotypes.nasbench_hash(genotypes.parse_arch(result, path))
     sign = 1.0 if result["higher_is_better"] else -1.0
-    epochs = [sign * epoch[result["metric"]] for epoch in result["epochs"]]
     training = {"key": key, "score": sign * result[score], "params": 1.0 * result["params"]}
-    yield result | training | {"epochs": epochs, "recipe": recipe(result["identity"])}
+    yield result | training | {"recipe": recipe(result["identity"])}
 
 
 def read_release(path, score):
@@ -74,7 +76,7 @@ def read_release(path, score):
     if space not in SPACES or score != "best":
         raise InputError(f"{path}: expected darts|nas_bench/<data set>/<task>/<run>/, --score best")
     shared = {"space": space, "dataset": dataset, "task": task, "seed": seed}
-    shared |= {"epochs": [], "params": math.nan, "recipe": {}}
+    shared |= {"params": math.nan, "seconds": math.nan, "recipe": {}}
     a_job = {"job_id": (int, str), "min_test_top1": (*NUMBER, None, [(*NUMBER, None)])}
     a_job |= {"net": {"genotype": dict}} if space == "darts" else {}
     for job in cli.read_json(path, {"job_summaries": [a_job]})["job_summaries"]:
@@ -111,9 +113,10 @@ def read(folders, score) -> dict:
     return spaces
 
 
-def over_seeds(column, field):
-    """The mean of a field over the seeds of each architecture, (n,) or (n, epochs)"""
-    return np.array([np.mean([run[field] for run in runs.values()], axis=0) for runs in column])
+def of_seeds(column, field):
+    """A field of the trainings of n architectures, (seeds, n)"""
+    seeds = sorted(column[0], key=str)
+    return np.array([[runs[seed][field] for runs in column] for seed in seeds])
 
 
 def all_finite(runs):
@@ -140,7 +143,7 @@ def common_table(space, columns):
             why = f"{len(others)} left out, without a finite score of each seed everywhere: {names}"
             notes.append(f"{label}: {why}")
         column = [columns[a][key] for key in common]
-        scores = over_seeds(column, "score")
+        scores = of_seeds(column, "score").mean(0)
         if np.ptp(scores):
             table[label] = column
         else:
@@ -173,19 +176,43 @@ def partial_correlation(x, y, z):
 def interval(rhos):
     """95%, without constant samples, for which scipy.stats.bootstrap would give NaN."""
     rhos = rhos[np.isfinite(rhos)]
-    return np.quantile(rhos, [0.025, 0.975]).tolist() if len(rhos) else None
+    return np.quantile(rhos, [0.025, 0.975]).tolist() if len(rhos) else [math.nan] * 2
 
 
-def compare(x, y, params, bootstrap, seed) -> dict:
-    """How well x predicts y, also at the same number of parameters, which may be NaN."""
-    n = len(x)
+def between_seeds(scores):
+    """The mean rho between two of the seeds (k, ..., n): a noise ceiling. NaN for a single one."""
+    rhos = [rank_correlation(a, b) for a, b in combinations(scores, 2)]
+    return np.mean(rhos or [np.nan], axis=0)
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def true_correlation(x, y):
+    """rho of the means over seeds of x and y (k, ..., n), corrected for attenuation by the noise of
+    the trainings: over the root of the reliability of each, which is the rho between two seeds,
+    stepped up to k seeds by Spearman and Brown. NaN for a single seed and where none is left."""
+    rho = rank_correlation(x.mean(0), y.mean(0))
+    for scores in (x, y):
+        k, r = len(scores), between_seeds(scores)
+        rho = rho / np.sqrt(k * r / (1 + (k - 1) * r))
+    return rho
+
+
+def compare(x, y, params, sample) -> dict:
+    """How well x predicts y (seeds, n), also at the same number of parameters, which may be NaN;
+    `sample` are the architectures of each sample of the bootstrap, (samples, n)."""
+    true_rhos = true_correlation(x[:, sample], y[:, sample])
+    true_rho, x, y, n = true_correlation(x, y), x.mean(0), y.mean(0), x.shape[1]
     best_x, best_y = np.argsort(-x, kind="stable"), np.argsort(-y, kind="stable")
     k, half = max(1, round(n / 10)), best_y[: (n + 1) // 2]
-    sample = np.random.default_rng(seed).integers(n, size=(bootstrap, n))
+    fewer = [sample[:, :m] for m in (*(2**k for k in range(2, (n - 1).bit_length())), n)]
+    growth = [[s.shape[1], *interval(rank_correlation(x[s], y[s]))] for s in fewer]
     return {
         "n": n,
         "rho": rank_correlation(x, y),
-        "rho_interval": interval(rank_correlation(x[sample], y[sample])),
+        "rho_interval": growth[-1][1:],
+        "rho_intervals_of_n": growth,
+        "true_rho": true_rho,
+        "true_rho_interval": interval(true_rhos),
         "p": stats.spearmanr(x, y).pvalue,
         "tau": stats.kendalltau(x, y).statistic,
         "top10_overlap": len(np.intersect1d(best_x[:k], best_y[:k])) / k,
@@ -195,52 +222,60 @@ def compare(x, y, params, bootstrap, seed) -> dict:
     }
 
 
-def seed_stability(column):
-    """The mean rho between two seeds: a noise ceiling."""
-    seeds = sorted(column[0], key=str)
-    scores = [[runs[seed]["score"] for runs in column] for seed in seeds]
-    rhos = [rank_correlation(a, b) for a, b in combinations(scores, 2)]
-    return {"seeds": len(seeds), "rho": np.mean(rhos) if rhos else None}
+def best_of(proxy, target, sizes):
+    """For each size m, mean and standard deviation of the target of the best by the proxy among m
+    architectures, over all draws of m of the n without replacement; proxy and target (..., n)."""
+    high = stats.rankdata(proxy, "max", axis=-1).astype(int)
+    low = stats.rankdata(proxy, "min", axis=-1).astype(int) - 1
+    ranks = np.arange(proxy.shape[-1] + 1)
+    for m in sizes:
+        ways = special.gammaln(ranks + 1) - special.gammaln(ranks - m + 1)
+        below = np.exp(ways - ways[-1])  # probability that all m are among the lowest
+        weights = (below[high] - below[low]) / (high - low)  # of each to win, ties at random
+        mean = (weights * target).sum(-1)
+        yield mean, np.sqrt((weights * (target - mean[..., None]) ** 2).sum(-1))
 
 
-def random_experiments(proxy, target, seed) -> list:
-    """Fig. 5: for m = 1, 2, 4, ... < n, ceil(n / m) times, draw m architectures, take the best by
-    the proxy and note its target. [(m, mean, standard deviation), ...]"""
-    rng, n, curve = np.random.default_rng(seed), len(proxy), []
-    for m in (2**k for k in range((n - 1).bit_length())):
-        draws = [rng.choice(n, m, replace=False) for _ in range(math.ceil(n / m))]
-        found = [target[draw[np.argmax(proxy[draw])]] for draw in draws]
-        curve.append((m, np.mean(found), np.std(found)))
-    return curve
+def random_search(proxy, target, seconds, sample) -> list:
+    """Fig. 5, which the paper estimates by ceil(n / m) draws of m = 1, 2, 4, ... < n architectures:
+    what a search finds that trains m random ones on the proxy and takes the best, with the 95%
+    interval of the mean over samples of architectures, and its cost."""
+    sizes = [2**k for k in range((len(proxy) - 1).bit_length())]
+    found, samples = best_of(proxy, target, sizes), best_of(proxy[sample], target[sample], sizes)
+    rows = [
+        (m, mean, std, *interval(means), m * seconds)
+        for m, (mean, std), (means, _) in zip(sizes, found, samples)
+    ]
+    return [dict(zip(("m", "mean", "std", "low", "high", "seconds"), row)) for row in rows]
 
 
 def analyse(space, columns, args) -> dict:
     """Every number about a space."""
     table, notes = common_table(space, columns)
-    scores = {a: over_seeds(column, "score") for a, column in table.items()}
-    by_epoch = {a: over_seeds(column, "epochs").T for a, column in table.items()}
-    known = [a for a in table if len(by_epoch[a])]  # the release tells only the best
+    scores = {a: of_seeds(column, "score") for a, column in table.items()}
+    means = {a: values.mean(0) for a, values in scores.items()}
+    n = len(next(iter(means.values())))
+    sample = np.random.default_rng(args.seed).integers(n, size=(args.bootstrap, n))
     targets = [a for a in table if a.endswith(" cls")]
     pairs = [(a, b) for b in targets for a in table if a != b]
     pairs += combinations([a for a in table if a not in targets], 2)
-    compared, experiments, epochs = [], {}, {}
+    compared, searches = [], []
     for a, b in pairs:
-        params = over_seeds(table[b], "params")
-        rhos = compare(scores[a], scores[b], params, args.bootstrap, args.seed)
+        rhos = compare(scores[a], scores[b], of_seeds(table[b], "params").mean(0), sample)
         compared.append({"x": a.rsplit(" ", 1), "y": b.rsplit(" ", 1), **rhos})
-    for b in targets:
-        experiments[b] = {a: random_experiments(scores[a], scores[b], args.seed) for a in table}
-        epochs[b] = {a: rank_correlation(by_epoch[a], scores[b]) for a in known}
+    for b, a in product(targets, table):
+        seconds = of_seeds(table[a], "seconds").sum(0).mean()
+        curve = random_search(means[a], means[b], seconds, sample)
+        searches.append({"proxy": a, "target": b, "curve": curve})
+        searches[-1]["objective"] = "{task} on {dataset}".format(**[*table[a][0].values()][0])
     return {
-        "n": len(scores[a]),
+        "n": n,
         "archs": [[*runs.values()][0]["arch"] for runs in [*table.values()][0]],
-        "scores": scores,
+        "scores": means,
         "pairs": compared,
         "notes": notes,
-        "stability": {a: seed_stability(column) for a, column in table.items()},
-        "matrix": {a: {b: rank_correlation(scores[a], scores[b]) for b in table} for a in table},
-        "experiments": experiments,
-        "epochs": epochs if known else {},
+        "stability": {a: {"seeds": len(x), "rho": between_seeds(x)} for a, x in scores.items()},
+        "random_search": searches,
     }
 
 
@@ -250,7 +285,8 @@ def analyse(space, columns, args) -> dict:
 
 def draw_scatter(space, numbers):
     """Fig. 2-4: a row for each target, with a panel for each predictor and a robust line."""
-    rows, columns = len(numbers["experiments"]), len(numbers["scores"]) - 1
+    columns = len(numbers["scores"]) - 1
+    rows = len(numbers["random_search"]) // (columns + 1)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
     for ax, pair in zip(figure.subplots(rows, columns, squeeze=False).flat, numbers["pairs"]):
         predictor, target = " ".join(pair["x"]), " ".join(pair["y"])
@@ -265,27 +301,39 @@ def draw_scatter(space, numbers):
 
 
 def draw_experiments(space, numbers):
-    """Fig. 5: a panel for each target, with the mean and two deviations by each predictor."""
-    panels = numbers["experiments"]
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (target, curves) in zip(axes, panels.items()):
-        for predictor, curve in curves.items():
-            dataset, task = predictor.rsplit(" ", 1)
+    """A column for each target. Fig. 5, the mean and two deviations by each predictor; below, rho
+    with the 95% interval that it would have with fewer architectures."""
+    targets, curves = list(dict.fromkeys(s["target"] for s in numbers["random_search"])), []
+    for search in numbers["random_search"]:
+        m, mean, std = np.transpose([[*row.values()][:3] for row in search["curve"]])
+        band = mean - 2 * std, mean + 2 * std
+        curves.append((0, search["proxy"], search["target"], m, mean, *band))
+    for pair in numbers["pairs"]:
+        m, *band = np.transpose(pair["rho_intervals_of_n"])
+        rho = np.full(len(m), pair["rho"])
+        curves.append((1, " ".join(pair["x"]), " ".join(pair["y"]), m, rho, *band))
+    figure = Figure(figsize=(5 * len(targets), 7), layout="constrained")
+    axes = figure.subplots(2, len(targets), squeeze=False, sharex=True)
+    for row, predictor, target, x, y, low, high in curves:
+        if target in targets:
+            ax, (dataset, task) = axes[row, targets.index(target)], predictor.rsplit(" ", 1)
             color, marker = STYLES.get(task, ("black", "P"))
             line = "-" if target == f"{dataset} cls" else "--"
-            x, y, std = np.transpose(curve)
-            ax.fill_between(x, y - 2 * std, y + 2 * std, color=color, alpha=0.07, linewidth=0)
+            ax.fill_between(x, low, high, color=color, alpha=0.07, linewidth=0)
             ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
-        ax.set_xscale("log", base=2)
-        ax.set(xlabel="architectures drawn", ylabel=f"{target} of the best", title=SPACES[space])
-        ax.legend(fontsize=8, handlelength=3)
-        ax.grid(alpha=0.3)
+            ax.set_ylabel("rho [95%]" if row else f"{target} of the best")
+            ax.grid(alpha=0.3)
+    for top, bottom in axes.T:
+        top.set_title(SPACES[space])
+        top.legend(fontsize=8, handlelength=3)
+        bottom.set_xlabel("architectures drawn")
+        bottom.set_xscale("log", base=2)
     return figure
 
 
 def format_rho(rho, interval=None):
-    text = f"{rho:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
+    known = interval is not None and np.isfinite(interval).all()
+    text = f"{rho:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if known else "")
     return text if np.isfinite(rho) else None
 
 
@@ -304,16 +352,32 @@ def report_lines(space, numbers) -> list:
         if found["seeds"] > 1:
             notes.append(f"- {label}: rho {found['rho']:.2f} between two of {found['seeds']} seeds")
     head = ["predictor", "target", "rho [95%]", "paper", "p", "tau", "top-10% overlap"]
-    head += ["rho, best half of targets", "rho, params taken out [95%]"]
+    head += [
+        "rho, best half of targets",
+        "rho, params taken out [95%]",
+        "rho, noise taken out [95%]",
+    ]
     rows = []
     for pair in numbers["pairs"]:
         x, y = pair["x"], pair["y"]
         row = [" ".join(x), " ".join(y), format_rho(pair["rho"], pair["rho_interval"])]
         row += [paper_rho(space, x, y), f"{pair['p']:.2g}", f"{pair['tau']:.2f}"]
         row += [f"{pair['top10_overlap']:.2f}", format_rho(pair["rho_best_half"])]
-        rows.append([*row, format_rho(pair["partial_rho"], pair["partial_rho_interval"])])
+        for name in ("partial_rho", "true_rho"):
+            row.append(format_rho(pair[name], pair[f"{name}_interval"]))
+        rows.append(row)
     title = f"## {SPACES[space]}, n = {numbers['n']}"
-    return [title, "", *cli.markdown_table(head, rows), *notes, ""]
+    lines = [title, "", *cli.markdown_table(head, rows), *notes, ""]
+    rows = []
+    for search in numbers["random_search"]:
+        curve, row = search["curve"], [search["proxy"], search["target"]]
+        row += [format_rho(found["mean"], [found["low"], found["high"]]) for found in curve]
+        seconds = curve[0]["seconds"]
+        rows.append([*row, cli.format_seconds(seconds) if math.isfinite(seconds) else None])
+    if rows:
+        head = ["the best by", "its accuracy on", *(f"of {found['m']} [95%]" for found in curve)]
+        lines += cli.markdown_table([*head, "training of one"], rows)
+    return lines
 
 
 def main(args):
@@ -322,13 +386,16 @@ def main(args):
     out, lines, figures = Path(args.out), ["# Rank correlations", ""], {}
     for space, numbers in spaces.items():
         lines += report_lines(space, numbers)
-        if numbers["experiments"]:
+        if numbers["random_search"]:
             figures[f"scatter_{space}"] = draw_scatter(space, numbers)
             figures[f"experiments_{space}"] = draw_experiments(space, numbers)
     lines.append(f"The {args.score} epoch, mean over seeds; {args.bootstrap} bootstrap samples.\n")
     print("\n".join(lines))
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(score=args.score, bootstrap=args.bootstrap, spaces=spaces), default=list)
+    found = dict(score=args.score, bootstrap=args.bootstrap, spaces=spaces)
+    searches = spaces.get("darts", {}).get("random_search", [])  # for report.py
+    found["random_search"] = [s for s in searches if math.isfinite(s["curve"][0]["seconds"])]
+    text = json.dumps(found, default=np.ndarray.tolist)
     cli.write_json(out / "correlations.json", json.loads(text, parse_constant=lambda _: None))
     for name, figure in figures.items():
         lines.append(f"![{name}]({name}.png)\n")

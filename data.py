@@ -121,6 +121,32 @@ def split_in_half(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[: n // 2 * 2].view(2, -1).sort().values.unbind()
 
 
+def split(dataset, seed: int, shares) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two random parts of the images as sorted indices: halves, or two shares of each class, of all
+    images if there are no labels."""
+    if not shares:
+        return split_in_half(len(dataset), seed)
+    if sum(shares) > 1:
+        raise InputError(f"--images {shares[0]} {shares[1]}: together more than all images")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    labels = torch.zeros(len(dataset)) if dataset.labels is None else dataset.labels
+    by_class = order[labels[order].argsort(stable=True)]
+    parts = [], []
+    for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):
+        a, b = (round(end * len(members)) for end in (shares[0], sum(shares)))
+        parts[0].append(members[:a])
+        parts[1].append(members[a:b])
+    return tuple(torch.cat(part).sort().values for part in parts)
+
+
+def hold_out(train, test):
+    """Training and evaluation set of train.py: ImageNet-22K has no evaluation images."""
+    if test is None:
+        train, test = map(train.subset, split_in_half(len(train), SPLIT_SEED))
+        test = test.subset(random_subset(len(test), HELD_OUT_22K))
+    return train, test
+
+
 def split_hash(*parts):
     """12 hex digits for which images do what; a part is a data set, an index tensor or None."""
     digest = hashlib.sha256()

@@ -9,9 +9,11 @@ the ops, first `input`, last `output`.
     python genotypes.py                        # the names of the published cells
     python genotypes.py darts_v2               # a cell as text; visualize.py draws it
     python genotypes.py runs/x/genotype.json   # or archs.json:00004, one of a list
+    python genotypes.py "Genotype(normal=[('sep_conv_3x3', 0), ... reduce_concat=range(2, 6))"
 """
 
 import argparse
+import ast
 import hashlib
 import os
 import re
@@ -138,15 +140,45 @@ RUN = {
     **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
 }
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
-META = {**RUN, "identity": IDENTITY, "epoch": int, "epochs": int, "history": [EPOCH]}
+EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
+META = {
+    **{**RUN, "identity": {**IDENTITY, "alpha_start": (int, None), "partial": (int, None)}},
+    **{"epoch": int, "epochs": int, "history": [EPOCH]},
+}
 RESULT = {
     **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
     **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
     **{"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}},
+    "images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER]}, None),
 }
 
 # --------------------------------------------------------------------------------------------------
 # Reading and writing. `where` opens the message of the InputError that anything malformed gets.
+
+
+PRINTED = re.compile(r"[\w\s:=,./-]*(Genotype\([^\\]*\))\s*")  # what may stand before: time, name
+MAX_PRINTED = 5000  # characters; a cell has about 1000
+
+
+def parse_printed(text, where: str) -> Genotype:
+    """A genotype as DARTS, P-DARTS, PC-DARTS and NASLib print it. Nothing is evaluated."""
+
+    def value(node):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and not node.keywords:
+            start, stop = map(ast.literal_eval, node.args)
+            return list(range(max(start, 0), min(stop, 100)))
+        return ast.literal_eval(node)
+
+    try:
+        (printed,) = PRINTED.fullmatch(text[:MAX_PRINTED]).groups()
+        call = ast.parse(printed, mode="eval").body
+        if call.args or ast.unparse(call.func) != "Genotype":
+            raise ValueError
+        fields = {keyword.arg: value(keyword.value) for keyword in call.keywords}
+    except Exception:  # Python raises many types on what is no cell
+        form = "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..."
+        raise InputError(f"{where}: not {form}") from None
+    return parse_genotype(fields, where)
 
 
 def parse_genotype(fields, where: str) -> Genotype:
@@ -232,7 +264,10 @@ def nasbench_hash(cell: NASBenchCell) -> str:
 
 
 def parse_arch(entry, where: str) -> Genotype | NASBenchCell:
-    """An architecture from an object of genotype.json or archs.json."""
+    """An architecture from an object of genotype.json or archs.json, or of NAS-Bench-101's own."""
+    if "module_adjacency" in entry:
+        cell = {"matrix": entry["module_adjacency"], "ops": entry.get("module_operations")}
+        return parse_nasbench(cell, where)
     space = entry.get("space")
     if space == "darts":
         return parse_genotype(entry.get("genotype"), where)
@@ -279,10 +314,16 @@ def load_archs(path) -> dict:
 
 
 def load_arch(text: str) -> Genotype | NASBenchCell:
-    """The architecture of a name (darts_v2), a file (runs/x/genotype.json) or archs.json:ID."""
+    """The architecture of a name (darts_v2), a file (runs/x/genotype.json), archs.json:ID, or of a
+    cell as DARTS prints it: the text or a file with it."""
     if text in CELLS:
         return named_cell(text)
+    if "Genotype(" in text:
+        return parse_printed(text, "--arch")
     if os.path.isfile(text):
+        content = Path(text).read_bytes()
+        if b"Genotype(" in content and content.lstrip()[:1] not in b"[{":
+            return parse_printed(content.decode(errors="replace"), text)
         entry = read_json(text, (dict, list))
         if isinstance(entry, list):
             raise InputError(f"{text} is a list of architectures: add the id of one, {text}:ID")
@@ -303,8 +344,12 @@ def read_search(path) -> dict:
     meta = search["meta"]
     if meta is None:
         raise InputError(f"{path} is of no search; visualize.py {path} draws its cell")
-    pairs = [epoch[key] for epoch in meta["history"] for key in ("entropy", "skips", "convs")]
-    if not 0 < len(meta["history"]) == meta["epoch"] or any(len(pair) != 2 for pair in pairs):
+    fits = 0 < len(meta["history"]) == meta["epoch"]
+    edges = {"alphas": (2, NUM_EDGES, len(PRIMITIVES)), "betas": (2, NUM_EDGES)}
+    for key, size in {"entropy": (2,), "skips": (2,), "convs": (2,), **edges}.items():
+        values = [epoch[key] for epoch in meta["history"] if epoch[key] is not None]
+        fits = fits and all(np.array(value, object).shape == size for value in values)
+    if not fits:
         raise InputError(f'{path}: "history" is not that of two cells in {meta["epoch"]} epochs')
     return search
 
@@ -325,6 +370,8 @@ def read_result(path) -> dict:
 
 def short_name(text: str) -> str:
     """What to call an architecture of the command line; runs/search_x/genotype.json is x."""
+    if "Genotype(" in text:
+        return "cell_" + hashlib.sha256(text.encode()).hexdigest()[:8]
     if not os.path.isfile(text):
         return text.rpartition(":")[2]
     path = Path(text).absolute()
@@ -333,7 +380,8 @@ def short_name(text: str) -> str:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Print a cell as text, or the published cells.")
-    parser.add_argument("arch", nargs="?", help="a name, a genotype.json or archs.json:ID")
+    what = "a name, a genotype.json, archs.json:ID or Genotype(...)"
+    parser.add_argument("arch", nargs="?", help=what)
     return parser.parse_args(argv)
 
 
@@ -342,6 +390,8 @@ def main(args):
     print(to_text(arch) if arch else "\n".join(CELLS))
     if isinstance(arch, NASBenchCell):
         print(f"NAS-Bench-101 hash {nasbench_hash(arch)}")
+    elif arch:
+        print(repr(arch).replace("[2, 3, 4, 5]", "range(2, 6)"))  # as DARTS does
 
 
 if __name__ == "__main__":

@@ -91,6 +91,13 @@ def scene_crop(W, H, view, rng):
     return window(W, H, round(W * scale), round(H * scale), view.size, rng)
 
 
+def square_crop(W, H, view, rng):
+    return middle(W, H, min(W, H), min(W, H), view.size)
+
+
+CROPS = {"imagenet": photo_crop, "imagenet22k": photo_crop, "cityscapes": scene_crop}
+
+
 # --------------------------------------------------------------------------------------------------
 # Decoding
 

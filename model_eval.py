@@ -1,16 +1,20 @@
 """One fixed architecture as a network: its cell, stacked, with a stem and a head.
 
-`Network` is for DARTS cells, `NASBenchNetwork` for cells of NAS-Bench-101.
+`Network` is for DARTS cells, `NASBenchNetwork` for cells of NAS-Bench-101; `features` of both is
+what their head gets.
 """
 
+import argparse
 import math
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 import ops
 from cli import InputError, TrainingError
-from genotypes import Genotype, NASBenchCell
+from genotypes import Genotype, NASBenchCell, parse_arch, read_result, to_text
 
 
 class Cell(nn.Module):
@@ -93,14 +97,23 @@ class Network(nn.Module):
                 self.auxiliary = AuxiliaryHead(C_prev, auxiliary_classes, stem)
         self.head = head(C_prev)
 
-    def forward(self, x):
-        s0, s1 = self.stem(x)
-        for i, cell in enumerate(self.cells):
+    def cell_outputs(self, x) -> list:
+        """(B, in_channels, H, W) -> the feature maps (B, C, h, w) that the cells give, in turn"""
+        outputs, (s0, s1) = [], self.stem(x)
+        for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, self.drop_path)
-            if i == self.auxiliary_at and self.training and self.auxiliary:
-                logits_aux = self.auxiliary(s1)
-        logits = self.head(s1, x.shape[-2:])
-        return (logits, logits_aux) if self.training and self.auxiliary else logits
+            outputs.append(s1)
+        return outputs
+
+    def features(self, x):
+        return self.cell_outputs(x)[-1]
+
+    def forward(self, x):
+        outputs = self.cell_outputs(x)
+        logits = self.head(outputs[-1], x.shape[-2:])
+        if self.training and self.auxiliary:
+            return logits, self.auxiliary(outputs[self.auxiliary_at])
+        return logits
 
 
 # --------------------------------------------------------------------------------------------------
@@ -187,10 +200,38 @@ class NASBenchNetwork(nn.Module):
         return self.head(self.features(x), x.shape[-2:])
 
 
-def build_network(arch, C, layers, stem, head, in_channels=3, reductions=2, auxiliary_classes=0):
-    """The network of a Genotype or a NASBenchCell."""
+def build_network(arch, width, layers, stem, head=None, num_classes=None, **options):
+    """The network of a Genotype or a NASBenchCell; without a head of one's own, a classifier."""
+    head = head or partial(ops.PooledHead, num_classes=num_classes)
     if isinstance(arch, Genotype):
-        return Network(arch, C, layers, stem, head, in_channels, reductions, auxiliary_classes)
-    if auxiliary_classes:
+        return Network(arch, width, layers, stem, head, **options)
+    if options.pop("auxiliary_classes", 0):
         raise InputError("--auxiliary: NAS-Bench-101 networks have no such head; use --auxiliary 0")
-    return NASBenchNetwork(arch, C, layers, stem, head, in_channels, reductions)
+    return NASBenchNetwork(arch, width, layers, stem, head, **options)
+
+
+def load_network(folder, device="cpu"):
+    """(network, task) of a finished run of train.py, to evaluate: the network of its last epoch,
+    without an auxiliary head. The images that it was trained on need not be there."""
+    import pretext  # here, as networks know no tasks and no runs
+    import runs
+    from image_files import DataSet
+
+    where = Path(folder) / "result.json"
+    result, (path, checkpoint) = read_result(where), runs.load_checkpoint(Path(folder))
+    arch = parse_arch(result, where)
+    identity = result["identity"] | {"genotype": to_text(arch).replace("\n", " ")}
+    runs.check_identity(where, identity, checkpoint["identity"])
+    try:
+        saved, known = argparse.Namespace(**identity), result["images"]
+        images = DataSet([], [], known["classes"], masks=[])
+        images.mask_classes, images.mean, images.std = images.classes, known["mean"], known["std"]
+        task = pretext.make_task(saved.task, images, saved.size, saved.stem, saved.layers, device)
+        shape = saved.width, saved.layers, saved.stem
+        network = build_network(arch, *shape, **task.network_args)
+        weights = checkpoint["network"].items()
+        network.load_state_dict({k: v for k, v in weights if not k.startswith("auxiliary.")})
+    except Exception as error:  # torch raises many types on what it did not write
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not the network of its result.json ({reason})") from None
+    return network.to(device, memory_format=torch.channels_last).eval(), task

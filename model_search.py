@@ -4,6 +4,9 @@ Built per source node, not per edge, as all edges that leave a node read the sam
 (and their BN) are computed once for all edges, its ReLU once for all ops, and the E copies of a
 convolution, one per edge, run as one grouped convolution. tests/edge_supernet.py is the same
 function edge by edge.
+
+With partial channels (PC-DARTS, Xu et al. 2020) the ops of an edge get 1 / `partial` of its
+channels and the others pass by. Betas then weight the edges that enter a node.
 """
 
 import functools
@@ -20,6 +23,10 @@ from ops import OPS, STEMS, ReLUConvBN, factorized_reduce, reduction_cells, relu
 def edge_index(node, source):
     """The row of alpha of the edge source -> node. The inputs are 0 and 1, nodes start at 2."""
     return sum(range(2, node)) + source
+
+
+# READERS[j]: the nodes with an edge from j. The last node has no readers.
+READERS = [range(max(2, j + 1), 2 + NODES) for j in range(1 + NODES)]
 
 
 class MixedEdges(nn.Module):
@@ -47,8 +54,8 @@ class MixedEdges(nn.Module):
                 self.shared[name] = op
 
     def forward(self, x, weights):
-        """x (B, C, H, W), weights (E, 8) after the softmax -> E tensors (B, C, h, w)."""
-        weight = dict(zip(PRIMITIVES, weights.unbind(1)))  # (E,) for each op
+        """x (B, C, H, W), weights (8, E) after the softmax -> E tensors (B, C, h, w)."""
+        weight = dict(zip(PRIMITIVES, weights.repeat_interleave(self.C, 1)))  # (E*C,) for each op
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
         outputs = [
             scaled_bn(op.bn, op.convs(x_copies), weight[name]) for name, op in self.per_edge.items()
@@ -57,14 +64,13 @@ class MixedEdges(nn.Module):
         mixed = mixed.unflatten(3, (self.copies, self.C))  # (B, h, w, E, C), a view
         for name, op in self.shared.items():
             y = op(x).permute(0, 2, 3, 1).unsqueeze(3)  # (B, h, w, 1, C)
-            mixed = torch.addcmul(mixed, y, weight[name][:, None].to(y.dtype))
+            mixed = torch.addcmul(mixed, y, weight[name].view(self.copies, self.C).to(y.dtype))
         # unbind, as the backward of each slice would fill a tensor of this size with zeros
         return [edge.permute(0, 3, 1, 2) for edge in mixed.unbind(3)]
 
 
 def scaled_bn(bn, x, weight):
-    """Non-affine BN of E copies (B, E*C, h, w), times weight (E,), in one pass."""
-    weight = weight.repeat_interleave(x.shape[1] // len(weight))  # (E*C,)
+    """Non-affine BN of x (B, E*C, h, w), times weight (E*C,), in one pass."""
     if isinstance(bn, nn.SyncBatchNorm):
         return bn(x) * weight[:, None, None].to(x.dtype)
     return F.batch_norm(
@@ -73,37 +79,46 @@ def scaled_bn(bn, x, weight):
 
 
 class Cell(nn.Module):
-    def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev):
+    def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev, partial=1):
         super().__init__()
-        self.reduction = reduction
+        self.reduction, self.partial = reduction, partial
         preprocess = factorized_reduce if reduction_prev else relu_conv_bn
         self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
-        # readers[j]: the nodes with an edge from j. The last node has no readers.
-        self.readers = [range(max(2, j + 1), 2 + NODES) for j in range(1 + NODES)]
         self.sources = nn.ModuleList(
-            MixedEdges(C, 2 if reduction and j < 2 else 1, copies=len(nodes))
-            for j, nodes in enumerate(self.readers)
+            MixedEdges(C // partial, 2 if reduction and j < 2 else 1, len(nodes))
+            for j, nodes in enumerate(READERS)
         )
 
-    def forward(self, s0, s1, weights):
-        """s0 (B, C_prev_prev, H, W), s1 (B, C_prev, H, W), weights (14, 8) -> (B, 4C, h, w)."""
-        rows = weights.unbind(0)
+    def forward(self, s0, s1, weights, edge_weights):
+        """s0 (B, C_prev_prev, H, W), s1 (B, C_prev, H, W), weights (8, E) of the ops on the edges
+        that leave each node and those of the edges that enter each -> (B, 4C, h, w)."""
         states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}  # (B, C, h, w) for each node
-        for j, (edges, nodes) in enumerate(zip(self.sources, self.readers)):
-            mixed = edges(states[j], torch.stack([rows[edge_index(node, j)] for node in nodes]))
-            for node, y in zip(nodes, mixed):  # the sum in a node is complete when its turn comes
+        passing = []  # (B, C - C/K, h, w) for each node that has edges to others
+        for j, (edges, nodes, of_ops) in enumerate(zip(self.sources, READERS, weights)):
+            x = states[j]
+            if self.partial > 1:
+                c = x.shape[1] // self.partial
+                x, rest = x.split([c, x.shape[1] - c], 1)
+                pools = self.reduction and j < 2
+                passing.append(F.max_pool2d(rest, 2, ceil_mode=True) if pools else rest)
+            for node, y in zip(nodes, edges(x, of_ops)):  # complete when the turn of a node comes
                 states[node] = states[node] + y if node in states else y
+            if self.partial > 1 and j > 0:  # nothing enters node j + 1 any more
+                terms = [w * rest for w, rest in zip(edge_weights[j - 1], passing)]
+                y = torch.cat([states[j + 1], functools.reduce(torch.add, terms)], 1)
+                states[j + 1] = F.channel_shuffle(y, self.partial)
         return torch.cat([states[node] for node in range(2, 2 + NODES)], 1)
 
 
 class Supernet(nn.Module):
-    """`supernet(x, alphas)`: x (B, in_channels, H, W), alphas (2, 14, 8) for normal and reduction
-    cells -> logits. `head(C)` builds the module that gets the features (B, C, h, w) and the (H, W)
-    of x; `reductions` cells halve the resolution. The alphas are not parameters of this module, so
-    that the optimisers of weights and alphas cannot overlap."""
+    """`supernet(x, alphas, betas)`: x (B, in_channels, H, W), alphas (2, 14, 8) and, with partial
+    channels, betas (2, 14) for normal and reduction cells -> logits. `head(C)` builds the module
+    that gets the features (B, C, h, w) and the (H, W) of x; `reductions` cells halve the
+    resolution; `partial` divides C. Alphas and betas are not parameters of this module, so that the
+    optimisers of weights and alphas cannot overlap."""
 
-    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2):
+    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2, partial=1):
         super().__init__()
         self.stem = STEMS[stem](in_channels, C)
         C_prev_prev, C_prev, reduction_prev = self.stem.C_out, self.stem.C_out, self.stem.reduces
@@ -111,15 +126,22 @@ class Supernet(nn.Module):
         for i in range(layers):
             reduction = i in reduction_cells(layers, reductions)
             C = 2 * C if reduction else C
-            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev))
+            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, partial))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.head = head(C_prev)
 
-    def forward(self, x, alphas):
-        normal, reduction = F.softmax(alphas, dim=-1).unbind(0)
+    def forward(self, x, alphas, betas=None):
+        weights, edge_weights = normalise(alphas, betas)
+        rows = weights.unbind(1)  # (2, 8) for each edge
+        by_source = [
+            torch.stack([rows[edge_index(node, j)] for node in nodes], 2)  # (2, 8, E)
+            for j, nodes in enumerate(READERS)
+        ]
+        by_node = edge_weights.split([2, 3, 4, 5], 1)  # (2, n) each
+        normal, reduction = zip(zip(*by_source), zip(*by_node))
         s0, s1 = self.stem(x)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, reduction if cell.reduction else normal)
+            s0, s1 = s1, cell(s0, s1, *(reduction if cell.reduction else normal))
         return self.head(s1, x.shape[-2:])
 
 
@@ -128,23 +150,49 @@ def init_alphas(device):
     return (1e-3 * torch.randn(2, NUM_EDGES, len(PRIMITIVES))).to(device).requires_grad_()
 
 
-def derive(alphas) -> Genotype:
-    """The discrete cells of alphas (2, 14, 8): of each node the two edges with the largest softmax
-    weight of an op other than `none`, the stronger first, with this op; ties to the lower index."""
+def init_betas(device):
+    return (1e-3 * torch.randn(2, NUM_EDGES)).to(device).requires_grad_()
+
+
+def normalise(alphas, betas=None):
+    """The weights of the ops (2, 14, 8) and of the edges (2, 14): softmax of the alphas of an edge
+    and of the betas of the edges that enter a node. Betas weight the ops, too."""
+    weights = F.softmax(alphas, dim=-1)
+    if betas is None:
+        return weights, weights.new_ones(2, NUM_EDGES)
+    of_nodes = betas.split([2, 3, 4, 5], 1)  # as many edges enter them
+    edge_weights = torch.cat([F.softmax(b, dim=-1) for b in of_nodes], 1)
+    return weights * edge_weights.unsqueeze(2), edge_weights
+
+
+def derive(alphas, betas=None, max_skips=2 * NODES) -> Genotype:
+    """The discrete cells of alphas (2, 14, 8) and betas: of each node the two edges with the
+    largest weight of an op other than `none`, the stronger first, with this op; ties to the lower
+    index. While the normal cell has more than `max_skips` skip connections, the weakest of them
+    gets weight 0 and the cell is derived anew, as in P-DARTS (Chen et al. 2019)."""
     fields = []
-    for weights in F.softmax(alphas.detach(), dim=-1).tolist():
-        pairs = []
-        for node in range(2, 2 + NODES):
-            edges = []
-            for j in range(node):
-                weight = dict(zip(PRIMITIVES, weights[edge_index(node, j)]))
-                weight.pop("none")
-                op = max(weight, key=weight.get)
-                edges.append((weight[op], op, j))
-            edges.sort(key=lambda edge: -edge[0])
-            pairs += [(op, j) for _, op, j in edges[:2]]
-        fields += [pairs, list(range(2, 2 + NODES))]
+    for weights, limit in zip(normalise(alphas, betas)[0].tolist(), (max_skips, 2 * NODES)):
+        edges = strongest_edges(weights)
+        while len(skips := [edge for edge in edges if edge[1] == "skip_connect"]) > limit:
+            weight, op, node, j = min(skips)
+            weights[edge_index(node, j)][PRIMITIVES.index(op)] = 0
+            edges = strongest_edges(weights)
+        fields += [[(op, j) for _, op, _, j in edges], list(range(2, 2 + NODES))]
     return Genotype(*fields)
+
+
+def strongest_edges(weights):
+    """[(weight, op, node, source)], two for each node, from the weights of one cell."""
+    chosen = []
+    for node in range(2, 2 + NODES):
+        edges = []
+        for j in range(node):
+            weight = dict(zip(PRIMITIVES, weights[edge_index(node, j)]))
+            weight.pop("none")
+            op = max(weight, key=weight.get)
+            edges.append((weight[op], op, node, j))
+        chosen += sorted(edges, key=lambda edge: -edge[0])[:2]
+    return chosen
 
 
 def alpha_stats(alphas, genotype: Genotype) -> dict:

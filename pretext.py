@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from cli import InputError
 from image_files import View
-from ops import conv, total_stride
+from ops import ASPPHead, PixelHead, PooledHead, total_stride
 
 # --------------------------------------------------------------------------------------------------
 # Augmentation, (B, C, H, W)
@@ -81,57 +81,6 @@ def cutout(x, length):
 
 
 # --------------------------------------------------------------------------------------------------
-# Heads: called with the features (B, C, h, w) and the (H, W) of the network's input
-
-
-class PooledHead(nn.Module):
-    """Global average pool and a linear layer, which gets the features of all views (tiles)."""
-
-    def __init__(self, C, num_classes, views=1):
-        super().__init__()
-        self.classifier = nn.Linear(views * C, num_classes)
-
-    def forward(self, x, size):  # (B*views, C, h, w)
-        x = x.mean((2, 3)).view(-1, self.classifier.in_features)  # (B, views*C)
-        return self.classifier(x)  # (B, num_classes)
-
-
-class PixelHead(nn.Module):
-    """A linear layer at each position, then bilinear upsampling to the input's size."""
-
-    def __init__(self, C, num_classes):
-        super().__init__()
-        self.classifier = nn.Conv2d(C, num_classes, 1)
-
-    def forward(self, x, size):
-        x = self.classifier(x)  # (B, classes, h, w)
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, .., H, W)
-
-
-class ASPPHead(nn.Module):
-    """Atrous spatial pyramid pooling, Chen et al. 2017: side by side a 1x1 convolution, a dilated
-    3x3 convolution for each rate and the global average; then a PixelHead's classifier."""
-
-    def __init__(self, C, num_classes, channels, rates):
-        super().__init__()
-
-        def branch(C_in, kernel=1, rate=1):
-            layer = conv(C_in, channels, kernel, dilation=rate)
-            return nn.Sequential(layer, nn.BatchNorm2d(channels), nn.ReLU())
-
-        self.branches = nn.ModuleList([branch(C), *(branch(C, 3, rate) for rate in rates)])
-        self.pooled = branch(C)
-        self.merge = branch((len(rates) + 2) * channels)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-
-    def forward(self, x, size):  # (B, C, h, w)
-        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
-        x = torch.cat([*(branch(x) for branch in self.branches), pooled], 1)  # (B, .., h, w)
-        x = self.classifier(self.merge(x))  # (B, classes, h, w)
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)  # (B, .., H, W)
-
-
-# --------------------------------------------------------------------------------------------------
 # Tasks
 
 
@@ -139,6 +88,7 @@ class Task:
     """What the tasks have in common: cross-entropy and the share of correct predictions."""
 
     num_classes: int
+    classes = None  # their names (default: numbers)
     in_channels, inputs_per_target = 3, 1  # of the network
     classifies_inputs = True  # one target for each input, as an auxiliary classifier needs it
     reductions = 2  # cells of the network that halve the resolution
@@ -196,13 +146,23 @@ class Task:
         correct, count = scores.tolist()
         return {"top1": 100 * correct / count}
 
+    def show(self, x, y) -> list:
+        """Of one image its inputs x (b, C, h, w) as pictures (h, w, 3) in 0 .. 1, and y, targets or
+        predictions, if these are classes of pixels (1, h, w)."""
+        pictures = (x * self.std + self.mean).clamp(0, 1).permute(0, 2, 3, 1)  # (b, h, w, 3)
+        return [*pictures, *(y if y.dim() > 1 else [])]
+
+    def undo(self, x, y):
+        """What predictions y make of the inputs x of one image: `show` shows whether they hold."""
+        return x
+
 
 class Classification(Task):
     targets = "labels"
 
     def __init__(self, dataset, *setting):
         super().__init__(dataset, *setting)
-        self.num_classes = len(dataset.classes)
+        self.classes, self.num_classes = dataset.classes, len(dataset.classes)
 
     def prepare(self, images, labels, index, train):
         return self.augment(images, train), labels  # (B, 3, H, W), (B,)
@@ -211,7 +171,7 @@ class Classification(Task):
 class Rotation(Task):
     """Which of four rotations an image has; each image is in all four. Gidaris et al. 2018."""
 
-    num_classes = 4
+    num_classes, classes = 4, ["0°", "90°", "180°", "270°"]
 
     def prepare(self, images, labels, index, train):
         x = self.augment(images, train)
@@ -219,6 +179,9 @@ class Rotation(Task):
         x = torch.stack([x, t.flip(2), x.flip(2, 3), t.flip(3)], 1)  # counter-clockwise
         targets = torch.arange(4, device=x.device).repeat(len(x))
         return x.flatten(0, 1), targets  # (B*4, 3, H, W), (B*4,)
+
+    def undo(self, x, y):
+        return torch.stack([view.rot90(-k, (1, 2)) for view, k in zip(x, y.tolist())])
 
 
 class Colorization(Task):
@@ -241,6 +204,11 @@ class Colorization(Task):
         lightness = self.lightness.index_select(0, color).view_as(red)
         bins = self.bins.index_select(0, color).long().view_as(red)
         return lightness.unsqueeze(1), bins  # (B, 1, H, W), (B, H, W)
+
+    def show(self, x, y):
+        lightness = (x[0] * self.std.mean() + self.mean.mean()).cpu().permute(1, 2, 0)  # (H, W, 1)
+        lab = torch.cat([100 * lightness, torch.tensor(BINS)[y[0].cpu()]], 2)  # (H, W, 3)
+        return [lightness.expand_as(lab), lab_to_rgb(lab)]
 
     def head(self, C):
         return PixelHead(C, self.num_classes)
@@ -267,6 +235,7 @@ class Jigsaw(Task):
         self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give it away
         perms = torch.from_numpy(permutations(self.grid)).to(device)  # (P, T)
         self.num_classes = len(perms)
+        self.classes = [" ".join(map(str, perm)) for perm in perms.tolist()]
         self.tile_in_slot = perms.argsort(1)
 
     def prepare(self, images, labels, index, train):
@@ -293,6 +262,14 @@ class Jigsaw(Task):
         x /= x.square().mean((2, 3, 4), keepdim=True).sqrt().clamp(min=self.min_std)
         return x.flatten(0, 1), targets  # (B*T, 3, t, t), (B,)
 
+    def show(self, x, y):
+        tiles = F.pad(torch.stack(super().show(x, y)), (0, 0, 1, 1, 1, 1), value=1.0)
+        rows = tiles.unflatten(0, (self.grid, -1)).transpose(1, 2)  # (grid, t+2, grid, t+2, 3)
+        return [rows.flatten(2, 3).flatten(0, 1)]
+
+    def undo(self, x, y):
+        return x[self.tile_in_slot[y[0]].argsort()]
+
     def to_gray(self, x):
         luma = torch.tensor([0.2125, 0.7154, 0.0721], device=x.device).view(3, 1, 1)  # BT.709
         gray = ((x * self.std + self.mean) * luma).sum(1, keepdim=True)  # (B, 1, H, W)
@@ -307,7 +284,7 @@ class Segmentation(Task):
 
     def __init__(self, dataset, size, stem, search, device):
         super().__init__(dataset, size, stem, search, device)
-        self.num_classes = len(dataset.mask_classes)
+        self.classes, self.num_classes = dataset.mask_classes, len(dataset.mask_classes)
         self.channels, self.rates = (64, [6]) if search else (256, [6, 12, 18])
 
     def prepare(self, images, masks, index, train):
@@ -360,6 +337,7 @@ def make_task(name, dataset, size, stem, layers, device, search=False) -> Task:
         shown = f"task {name} shows the network {task.input_size} pixels"
         divided = f"which the {stem} stem and {layers} cells divide by {stride}"
         raise InputError(f"--size {size}: {shown}, {divided}, to less than one")
+    task.classes = task.classes or [str(k) for k in range(task.num_classes)]
     return task
 
 
@@ -412,6 +390,15 @@ def rgb_to_lab(rgb):
     f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+def lab_to_rgb(lab):
+    """The inverse, in 0 .. 1; colours that sRGB lacks are clipped."""
+    L, a, b = lab.double().unbind(-1)
+    f = torch.stack([a / 500, 0 * a, -b / 200], -1) + (L.unsqueeze(-1) + 16) / 116
+    xyz = torch.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787) * torch.tensor(WHITE)
+    linear = (xyz @ torch.tensor(RGB_TO_XYZ, dtype=torch.float64).inverse().T).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def nearest_bin(ab):

@@ -1,7 +1,8 @@
 """The page of a study: cells searched without labels, with labels, published and random ones.
 
 Reads every genotype.json, result.json and correlations.json below the folders, but no trainings of
-sweeps. Writes OUT/report.md, OUT/report.json (a row for each trained cell) and figures.
+sweeps. Writes OUT/report.md, the same page as OUT/report.html, one file to open in a browser, and
+OUT/report.json (a row for each trained cell) and figures.
 
     python report.py runs/cifar10_small --out results/cifar10_small
 """
@@ -11,12 +12,14 @@ import os
 import statistics
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
 import cli
 import correlate
 import genotypes
+import likeness
 import visualize
 
 # fmt: off
@@ -45,7 +48,8 @@ def find(folders, name) -> list:
 
 
 def objective(run):
-    return f"{run['task']} on {run['dataset']}"
+    partial = run.get("identity", {}).get("partial") or 1  # of a search
+    return f"{run['task']} on {run['dataset']}" + (f", partial {partial}" if partial > 1 else "")
 
 
 def title(meta):
@@ -69,7 +73,8 @@ def describe(result, searches):
         if path.parent.name == Path(arch).parent.name and search["genotype"] == result["genotype"]:
             meta = search["meta"]
             group = "with labels" if meta["task"] in ("cls", "seg") else "without labels"
-            return group, title(meta), f"unnas_{meta['dataset']}_{meta['task']}", meta["seconds"]
+            paper = "unnas_{1}_{0}".format(*objective(meta).split(" on "))
+            return group, title(meta), paper, meta["seconds"]
     if arch in genotypes.CELLS:
         return "published", arch, arch, None
     group = "random" if ".json:" in arch else "other"
@@ -148,17 +153,62 @@ def cell_table(rows) -> list:
     return cli.markdown_table([*head, "width", "search", "training", "paper, 250+ epochs"], lines)
 
 
-def search_table(searches) -> list:
-    """The end of each search; counts and entropies are of the normal / the reduction cell."""
-    head = ["search", "epochs", "alpha entropy", "skips", "convolutions", "time"]
-    rows = []
-    for search in searches.values():
+def random_search(meta, found) -> str:
+    """The best by a search's objective of the random cells that train by it in the search's time,
+    which is that of all its devices, from the random searches of correlations.json."""
+    texts, limit = [], meta["seconds"] * meta["world_size"]
+    for random in found:
+        rows = [row for row in random["curve"] if row["seconds"] <= limit]
+        same = random["objective"] == objective(meta).split(",")[0]  # whatever the partial channels
+        if rows and same:
+            best, text = rows[-1], f"{random['target']} "
+            text += correlate.format_rho(best["mean"], [best["low"], best["high"]])
+            text += f", {best['m']} in {cli.format_seconds(best['seconds'])}"
+            texts.append(f"{text}; any one: {rows[0]['mean']:.2f}")
+    return "<br>".join(texts) or "-"
+
+
+def search_table(searches, found) -> list:
+    """The end of each search, how decided it was, and what its time is worth in random cells."""
+    head, rows = ["search", "epochs", "unchanged for", "lead of ops", "lead of edges"], []
+    for search in searches:
         meta, last = search["meta"], search["meta"]["history"][-1]
-        row = [title(meta), f"{meta['epoch']}/{meta['epochs']}"]
-        row += ["{:.3f} / {:.3f}".format(*last["entropy"]), "{} / {}".format(*last["skips"])]
-        row += ["{} / {}".format(*last["convs"]), cli.format_seconds(meta["seconds"])]
-        rows.append(row)
-    return cli.markdown_table(head, rows)
+        row = [title(meta), f"{meta['epoch']}/{meta['epochs']}", None, None, None]
+        if cells := likeness.decided(meta):
+            stood, epochs, *leads = zip(*cells)
+            row[2] = "{} / {} of {} epochs".format(*stood, epochs[0])
+            texts = [[f"{np.median(x):.3f} ({min(x):.3f})" for x in lead] for lead in leads]
+            row[3:] = map(" / ".join, texts)
+        row += ["{} / {}".format(*last["skips"]), "{} / {}".format(*last["convs"])]
+        rows.append([*row, cli.format_seconds(meta["seconds"]), random_search(meta, found)])
+    text = "Normal / reduction cell. Unchanged: by the last epochs with alpha steps. Leads, median"
+    text += (
+        " (least): of a chosen op's weight over the next, of a node's weaker edge over the rest."
+    )
+    text += " Best random cell: by the objective, in its sweep, of as many as train in this time."
+    head += ["skips", "convolutions", "time", "best random cell [95%]"]
+    return [*cli.markdown_table(head, rows), text, ""]
+
+
+def likeness_tables(searches) -> list:
+    """How alike cells are within an objective, between its seeds, and between objectives."""
+    groups, lines = {}, []
+    for k, search in enumerate(searches):
+        groups.setdefault(objective(search["meta"]), []).append(k)
+    table, chance = likeness.compare(searches), likeness.chance()
+    for m, measure in enumerate(likeness.MEASURES):
+        rows = []
+        for i, a in enumerate(groups.values()):
+            row = [[*groups][i], *[None] * i]
+            for b in [*groups.values()][i:]:
+                mean, limits = likeness.mean_over_pairs(table, a, b)
+                cells = [correlate.format_rho(mean[k, m], limits[:, k, m]) for k in (0, 1)]
+                row.append(" / ".join(text or "-" for text in cells))
+            rows.append(row)
+        rows.append(["random", correlate.format_rho(chance[0, m], chance[1:, m])])
+        if np.isfinite(table[..., m]).any():
+            lines += cli.markdown_table([f"{measure} in common", *groups], rows)
+    return lines
 
 
 def draw_accuracies(rows, path):
@@ -185,6 +235,9 @@ def main(args):
     paths = [path for path in find(args.folders, "result.json") if not sweeps & {*path.parents}]
     if not searches and not paths:
         raise cli.InputError(f"no search and no training below {', '.join(args.folders)}")
+    found, correlations = [], find(args.folders, "correlations.json")
+    for path in correlations:
+        found += cli.read_json(path, correlate.FOUND)["random_search"]
     tables = make_tables([genotypes.read_result(path) for path in paths], searches)
     out = Path(args.out or args.folders[0])
     if (out / "correlations.json").exists():
@@ -196,15 +249,20 @@ def main(args):
         lines += [f"## Trained for {objective(rows[0])}", "", *group_table(rows), *cell_table(rows)]
         lines += [f"![Accuracies](accuracy_{k}.png)", "", f"Settings: {settings}", ""]
     if searches:
-        lines += ["## Searches", "", *search_table(searches), "![Alpha histories](alphas.png)", ""]
+        lines += ["## Searches", "", *search_table(searches.values(), found), ""]
+        lines += ["![Alpha histories](alphas.png)", "", *likeness_tables([*searches.values()])]
         histories = {title(s["meta"]): s["meta"]["history"] for s in searches.values()}
         visualize.draw_history(histories, out / "alphas.png")
-    for path, search in searches.items():
-        name, image = title(search["meta"]), f"cell_{path.parent.name.removeprefix('search_')}.png"
-        visualize.draw_cell(genotypes.parse_arch(search, path), out / image, f"{name}:")
-        settings = f"{hardware(search['meta'])}. Settings: {recipe(search['meta'])}"
-        lines += [f"![Found by {name}]({image})", "", settings, ""]
-    for path in find(args.folders, "correlations.json"):
+        pictures, settings = {}, set()
+        for k, (path, search) in enumerate(searches.items(), start=1):
+            name, image = title(search["meta"]), f"cell_{k}.png"
+            visualize.draw_cell(genotypes.parse_arch(search, path), out / image, f"{name}:")
+            pictures.setdefault(objective(search["meta"]), []).append(f"![{name}]({image})")
+            settings.add(f"- {hardware(search['meta'])}. Settings: {recipe(search['meta'])}")
+        head = ["found by", *range(1, 1 + max(map(len, pictures.values())))]
+        lines += cli.markdown_table(head, [[name, *row] for name, row in pictures.items()])
+        lines += [*sorted(settings), ""]
+    for path in correlations:
         text = (path.parent / "report.md").read_text(encoding="utf-8").replace("\n#", "\n##")
         folder = Path(os.path.relpath(path.parent, out)).as_posix()
         lines += ("#" + text.replace("](", f"]({folder}/")).split("\n")
@@ -212,9 +270,10 @@ def main(args):
     lines += sorted({f"- {how}" for row in rows for how in row["how"]})
     lines += ["", f"{len(find(args.folders, 'failed.json'))} trainings failed."]
     cli.write_text(out / "report.md", "\n".join(lines) + "\n")
+    cli.write_page(out / "report.html", lines)
     cli.write_json(out / "report.json", rows)
-    print("\n".join(line for line in lines if not line.startswith("![")))
-    print(f"\n{out / 'report.md'}")
+    print("\n".join(line for line in lines if "![" not in line))
+    print(f"\n{out / 'report.md'} and report.html")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole study: a search by every objective; found, published and random cells trained with some
-# seeds; the sample-based sweep with its rank correlations; the report. Started again, it goes on.
+# The whole study: two searches by every objective, with all and with partial channels; found,
+# published and random cells trained; the sample-based sweep with its rank correlations; the report.
+# Started again, it goes on.
 #   ./run_all.sh                                     smoke: embedded data, minutes on a CPU
 #   DATASET=folder DATA=photos/ ./run_all.sh cifar10 a folder of images in place of CIFAR-10
 #   NPROC=8 CIFAR10=... IMAGENET=... IMAGENET22K=... CITYSCAPES=... ./run_all.sh paper
@@ -19,9 +20,11 @@ imagenet | cityscapes) ;;
 cifar10) train="--epochs 100" sweep_on=cifar10 sweep="-n 50 --epochs 30" ;;
 smoke)
     search_on=shapes train_on=shapes sweep_on=shapes sweep="-n 4 --limit 400 --epochs 1"
-    search="--limit 240 --epochs 3" train="--limit 1000 --epochs 2" seeds="0 1" random=2 ;;
+    search="--size 16 --limit 480 --width 4 --batch_size 8 --epochs 5"
+    train="--limit 500 --epochs 2" seeds=0 random=2 ;;
 cifar10_small) # for a CPU
-    search="--size 16 --limit 1000 --width 8 --layers 3 --epochs 3 --lr 0.05 --alpha_lr 1e-2"
+    search="--size 16 --limit 1000 --width 8 --layers 3 --batch_size 16 --epochs 17 --lr 0.05
+        --alpha_lr 3e-3 --alpha_start 0"
     train="--size 16 --limit 2000 --width 8 --layers 5 --epochs 4 --batch_size 32 --lr 0.05
         --auxiliary 0 --cutout 0 --drop_path 0" seeds="0 1" random=2
     sweep_on=cifar10 sweep="-n 6 --size 16 --limit 500 --epochs 3 --batch_size 32 --lr 0.05"
@@ -37,11 +40,11 @@ paper)
 esac
 
 use() { # sets the options that name a data set, and the task on it that needs labels
-    labels=cls more=""
+    labels=cls more="" partial=4
     case $1 in
     shapes) data=(--dataset shapes) ;;
     cifar10) data=(--dataset ${DATASET:-$1} --data "${CIFAR10:-${DATA:-data/$1}}") more=$cifar10 ;;
-    imagenet) data=(--dataset $1 --data "${IMAGENET:-${DATA:-data/$1}}") ;;
+    imagenet) data=(--dataset $1 --data "${IMAGENET:-${DATA:-data/$1}}") partial=2 ;;
     imagenet22k) data=(--dataset $1 --data "${IMAGENET22K:-${DATA:-data/$1}}") ;;
     cityscapes) data=(--dataset $1 --data "${CITYSCAPES:-${DATA:-data/$1}}") labels=seg ;;
     esac
@@ -62,9 +65,11 @@ trap 'e=$?; [ $e = 0 ] || echo "$name failed, exit code $e; log: $log; command:$
 for dataset in $search_on; do
     use $dataset
     for task in rot col jig $labels; do
-        name=search_${dataset}_$task found+=" $name"
-        stage $name $launch "$here/search.py" --task $task "${data[@]}" $search "$@" \
-            --out "$out/$name" --resume
+        for run in k{1,${partial}}_s{0,1}; do
+            name=search_${dataset}_${task}_$run found+=" $name" k=${run#k}
+            stage $name $launch "$here/search.py" --task $task "${data[@]}" $search "$@" \
+                --partial ${k%_*} --seed ${run: -1} --out "$out/$name" --resume
+        done
     done
 done
 

@@ -358,6 +358,8 @@ def load_checkpoint(folder, warn=print):
     """(path, content) of the last checkpoint in the folder of a run, or of the one before, if the
     last is damaged."""
     paths = find_checkpoint(folder)
+    if not paths:
+        raise InputError(f"{folder}: no {CHECKPOINTS[0]}")
     for path in paths:
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums

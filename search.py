@@ -1,11 +1,12 @@
-"""Search a cell with DARTS, with or without labels (Sec. 4 of the paper).
+"""Search a cell with DARTS or PC-DARTS, with or without labels (Sec. 4 of the paper).
 
 One half of the training images trains the weights of the supernet, the other half its alphas, in
 turns, first order. Writes genotype.json after every epoch, which train.py trains, and at the end
-pictures of the cell and of the alpha history.
+pictures of the cell, of the alpha history and of the final weights.
 
     python search.py --task rot                                    # embedded data, two CPU minutes
     python search.py --task col --dataset cifar10 --data data/     # DARTS' settings on CIFAR-10
+    python search.py --task col --dataset cifar10 --data data/ --partial 4         # PC-DARTS'
     python search.py --task jig --dataset folder --data my_photos/ # any images, no labels
     python search.py --task jig --dataset folder --data my_photos/ --resume
     torchrun --nproc_per_node=8 search.py --task rot --dataset imagenet --data imagenet/
@@ -28,50 +29,63 @@ import utils
 import visualize
 from cli import InputError, at_least, format_metrics, table_row
 
-# The paper's settings, on CIFAR-10 those of DARTS; shapes: two minutes on two CPU cores. A size of
-# None is that of the images. The first row that fits a run counts, `*` fits any data set or task.
+# The paper's settings, on CIFAR-10 those of DARTS, with partial channels those of PC-DARTS; shapes:
+# two minutes on two CPU cores. A size of None is that of the images, images of None are one half
+# each. The first row that fits a run counts, `*` fits any data set, task or --partial.
 # fmt: off
 DEFAULTS = [
-    ("dataset",     "task",    "size", "limit", "width", "layers", "epochs", "alpha_start",
-     "batch_size", "lr", "alpha_lr", "weight_decay", "grad_clip", "save_every"),
-    ("shapes",      "*",         None,  480,  8,  3,   2, 0,  16, 0.05,  1e-2,   3e-4, 5.0, 0),
-    ("imagenet",    "jig",        255, None, 16,  8,   2, 1,  32, 0.05,  1.5e-4, 3e-5, 5.0, 0),
-    ("imagenet",    "rot",        224, None, 16,  8,   2, 1,  32, 0.05,  1.5e-4, 3e-5, 5.0, 0),
-    ("imagenet",    "cls col *",  224, None, 16,  8,   2, 1,  64, 0.1,   3e-4,   3e-5, 5.0, 0),
-    ("imagenet22k", "jig",        255, None, 16,  8,   1, 0, 128, 0.2,   6e-4,   3e-5, 5.0, 2000),
-    ("imagenet22k", "rot",        224, None, 16,  8,   1, 0, 128, 0.2,   6e-4,   3e-5, 5.0, 2000),
-    ("imagenet22k", "cls col *",  224, None, 16,  8,   1, 0, 256, 0.4,   1.2e-3, 3e-5, 5.0, 2000),
-    ("cityscapes",  "rot col",    321, None, 16, 12, 400, 0,  16, 0.05,  1.5e-4, 3e-4, 5.0, 0),
-    ("cityscapes",  "seg jig *",  321, None, 16, 12, 400, 0,  32, 0.1,   3e-4,   3e-4, 5.0, 0),
-    ("cifar10 folder *", "*",    None, None, 16,  8,  50, 0,  64, 0.025, 3e-4,   3e-4, 5.0, 0),
+    ("dataset",     "task",  "partial", "size", "limit", "images", "width", "layers", "epochs",
+     "alpha_start", "batch_size", "lr", "alpha_lr", "weight_decay", "save_every"),
+    ("shapes",      "*",         "*", None,  480, None,  8,  3,   6, 0, 16, 0.05, 1e-2,   3e-4, 0),
+    ("imagenet",    "jig",       "1",  255, None, None, 16,  8,   2, 1, 32, 0.05, 1.5e-4, 3e-5, 0),
+    ("imagenet",    "rot",       "1",  224, None, None, 16,  8,   2, 1, 32, 0.05, 1.5e-4, 3e-5, 0),
+    ("imagenet",    "cls col *", "1",  224, None, None, 16,  8,   2, 1, 64, 0.1,  3e-4,   3e-5, 0),
+    ("imagenet",    "jig", "*", 255, None, [0.1, 0.025], 16, 8, 50, 35, 1024, 0.5, 6e-3, 3e-4, 0),
+    ("imagenet",    "*",   "*", 224, None, [0.1, 0.025], 16, 8, 50, 35, 1024, 0.5, 6e-3, 3e-4, 0),
+    ("imagenet22k", "jig", "*", 255, None, None, 16, 8, 1, 0, 128, 0.2, 6e-4, 3e-5, 2000),
+    ("imagenet22k", "rot", "*", 224, None, None, 16, 8, 1, 0, 128, 0.2, 6e-4, 3e-5, 2000),
+    ("imagenet22k", "cls col *", "*", 224, None, None, 16, 8, 1, 0, 256, 0.4, 1.2e-3, 3e-5, 2000),
+    ("cityscapes",  "rot col",   "*",  321, None, None, 16, 12, 400, 0, 16, 0.05, 1.5e-4, 3e-4, 0),
+    ("cityscapes",  "seg jig *", "*",  321, None, None, 16, 12, 400, 0, 32, 0.1,  3e-4,   3e-4, 0),
+    ("cifar10 folder *", "*", "1", None, None, None, 16,  8,  50,  0,  64, 0.025, 3e-4,   3e-4, 0),
+    ("cifar10 folder *", "*", "*", None, None, None, 16,  8,  50, 15, 256, 0.1,   6e-4,   3e-4, 0),
 ]
 # fmt: on
 
 
 def parse_args(argv=None):
-    chosen = cli.peek(argv, dataset="shapes", task="rot")
+    chosen = cli.peek(argv, dataset="shapes", task="rot", partial="1")
     parser = argparse.ArgumentParser(
         description="Search a cell with DARTS, with or without labels. The defaults below are those"
-        " of the given --dataset and --task.",
+        " of the given --dataset, --task and --partial.",
         formatter_class=cli.HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
-    data.add_arguments(parser.add_argument_group("data"))
+    group = parser.add_argument_group("data")
+    data.add_arguments(group)
+    text = "shares of each class for weights and alphas (default: one half of all images each)"
+    group.add_argument("--images", nargs=2, type=at_least(0), metavar=("W", "ALPHA"), help=text)
     add = parser.add_argument_group("model").add_argument
     add("--width", type=cli.even, help="channels of the first cells")
     add("--layers", type=at_least(1, int), help="number of cells")
+    add("--partial", type=at_least(1, int), metavar="K", help="1/K of the channels go through ops")
     add("--stem", choices=list(ops.STEMS), help="full or 1/8 resolution (default: by --size)")
     add = parser.add_argument_group("optimiser").add_argument
-    add("--epochs", type=at_least(1, int), help="passes over half of the training set")
+    add("--epochs", type=at_least(1, int), help="passes over the images for the weights")
     add("--batch_size", type=at_least(2, int), help="images per step of each half, of all ranks")
     add("--lr", type=at_least(0), help="of the weights: SGD, momentum 0.9, cosine by epoch")
     add("--weight_decay", type=at_least(0), help="of the weights")
     add("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: any")
     add("--alpha_lr", type=at_least(0), help="of the alphas: Adam, weight decay 1e-3")
     add("--alpha_start", type=at_least(0, int), help="epochs before the first alpha step")
+    add = parser.add_argument_group("collapse to skip connections").add_argument
+    add("--max_skips", type=at_least(0, int), metavar="N", help="of a normal cell; the weakest go")
+    add("--stop_skips", type=at_least(1, int), metavar="N", help="end with N in the normal cell")
+    add("--stop_stable", type=at_least(1, int), metavar="N", help="end with N equal epochs")
     runs.add_arguments(parser.add_argument_group("run"))
-    parser.set_defaults(**chosen, **table_row(DEFAULTS, *chosen.values()))
+    row = table_row(DEFAULTS, *chosen.values())
+    parser.set_defaults(grad_clip=5.0, max_skips=8, **chosen, **row)
     return parser.parse_args(argv)
 
 
@@ -80,6 +94,8 @@ def main(args):
     device = utils.setup(args)
     if args.alpha_start >= args.epochs:
         raise InputError(f"--alpha_start {args.alpha_start}: no alpha step in {args.epochs} epochs")
+    if args.width % args.partial:
+        raise InputError(f"--partial {args.partial} does not divide --width {args.width}")
     run = runs.Run(args, f"search_{args.dataset}_{args.task}_s{args.seed}", device)
 
     # --- data
@@ -89,24 +105,27 @@ def main(args):
     task = pretext.make_task(
         args.task, train_set, args.size, args.stem, args.layers, device, search=True
     )
-    w_split, alpha_split = data.split_in_half(len(train_set), args.seed)
+    w_split, alpha_split = data.split(train_set, args.seed, args.images)
     test_split = None
     if test_set is None:  # ImageNet-22K has no evaluation images
         test_set = train_set
         test_split = alpha_split[data.random_subset(len(alpha_split), data.HELD_OUT_22K)]
-    utils.check_batch_size(args.batch_size, len(w_split))
+    utils.check_batch_size(args.batch_size, min(len(w_split), len(alpha_split)))
 
     # --- model
     torch.manual_seed(args.seed)
-    supernet = model_search.Supernet(args.width, args.layers, args.stem, **task.network_args)
+    shape = args.width, args.layers, args.stem
+    supernet = model_search.Supernet(*shape, **task.network_args, partial=args.partial)
     supernet = utils.place(supernet, device, args.sync_bn)
-    alphas = model_search.init_alphas(device)
+    arch = [model_search.init_alphas(device)]
+    if args.partial > 1:
+        arch.append(model_search.init_betas(device))
     torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
     weights, w_decay = supernet.parameters(), args.weight_decay
     w_optimizer = torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=w_decay)
-    alpha_optimizer = torch.optim.Adam([alphas], args.alpha_lr, (0.5, 0.999), weight_decay=1e-3)
+    alpha_optimizer = torch.optim.Adam(arch, args.alpha_lr, (0.5, 0.999), weight_decay=1e-3)
     autocast, scaler = utils.precision(device, args.amp)
 
     # --- loop
@@ -114,7 +133,7 @@ def main(args):
     run.identify(split=data.split_hash(train_set, w_split, alpha_split), ops=genotypes.PRIMITIVES)
     run.start(
         parts={
-            **{"supernet": supernet, "alphas": torch.nn.ParameterList([alphas])},
+            **{"supernet": supernet, "alphas": torch.nn.ParameterList(arch)},
             **{"w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer, "scaler": scaler},
         },
         meters={"w": w_meter, "alpha": alpha_meter},
@@ -128,10 +147,14 @@ def main(args):
     if device.type == "cuda" and not args.deterministic:
         B = args.batch_size // utils.world_size()
         x = torch.ones(B, *task.input_shape[1:], device=device)
-        run.print(utils.choose_layout(supernet, autocast, x, alphas.detach()))
+        run.print(utils.choose_layout(supernet, autocast, x, *(values.detach() for values in arch)))
 
     source = train_set, task.view, args.batch_size, device
+    stopped = None
     for epoch in run.epochs():
+        if stopped := why_stop(args, run.history):  # here, so that a resumed search stops, too
+            run.print(f"stopped after epoch {epoch - 1}: {stopped}")
+            break
         lr = utils.cosine_lr(args.lr, epoch - 1, args.epochs)
         w_optimizer.param_groups[0]["lr"] = lr
         train_alphas = epoch > args.alpha_start
@@ -139,18 +162,19 @@ def main(args):
             run.print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
         w_batches = data.batches(*source, w_split, (args.seed, epoch, 0), run.steps_done)
-        alpha_batches = data.batches(*source, alpha_split, (args.seed, epoch, 1), run.steps_done)
+        alpha_index = alpha_split.repeat(-(-len(w_split) // len(alpha_split)))  # as many, or more
+        alpha_batches = data.batches(*source, alpha_index, (args.seed, epoch, 1), run.steps_done)
         for w_batch, alpha_batch in zip(w_batches, alpha_batches):
             # Alpha step, first order: at the present weights, whose gradients are not needed
             if train_alphas:
                 x, y = task.prepare(*alpha_batch, train=True)
                 supernet.requires_grad_(False)
                 with autocast:
-                    logits = supernet(x, alphas)
+                    logits = supernet(x, *arch)
                     loss = task.loss(logits, y)
                 alpha_optimizer.zero_grad()
                 scaler.scale(loss).backward()
-                utils.average_gradients([alphas])  # the official code's ranks drift apart here
+                utils.average_gradients(arch)  # the official code's ranks drift apart here
                 scaler.step(alpha_optimizer)
                 supernet.requires_grad_(True)
                 alpha_meter.update(loss, logits, y)
@@ -158,7 +182,7 @@ def main(args):
             # Weight step: at the new alphas
             x, y = task.prepare(*w_batch, train=True)
             with autocast:
-                logits = supernet(x, alphas.detach())
+                logits = supernet(x, *(values.detach() for values in arch))
                 loss = task.loss(logits, y)
             w_optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -171,30 +195,52 @@ def main(args):
             w_meter.update(loss, logits, y)
             run.after_step()
 
-        utils.check_equal("alphas", alphas)
-        genotype = model_search.derive(alphas)
-        stats = model_search.alpha_stats(alphas, genotype)
+        named = dict(zip(("alphas", "betas"), arch))
+        for name, values in named.items():
+            utils.check_equal(name, values)
+        genotype = model_search.derive(*arch, max_skips=args.max_skips)
+        stats = model_search.alpha_stats(arch[0], genotype)
+        results = stats | {name: values.tolist() for name, values in named.items()}
         unreadable = utils.count_distinct(train_set.unreadable)
-        run.after_epoch(lr, stats, genotype=genotype._asdict(), unreadable=unreadable)
+        run.after_epoch(lr, results, genotype=genotype._asdict(), unreadable=unreadable)
         write_genotype(run, genotype)
         for cell, entropy, skips, convs in zip(("normal", "reduction"), *stats.values()):
             run.print(f"  {cell}: alpha entropy {entropy:.4f}, skips {skips}, convolutions {convs}")
             if not convs:
                 run.print(f"  warning: the {cell} cell has no convolution: a collapsed search?")
+        if genotype != (unlimited := model_search.derive(*arch)):
+            skips = model_search.alpha_stats(arch[0], unlimited)["skips"][0]
+            run.print(f"  --max_skips {args.max_skips}: the normal cell had {skips} skips")
 
     # --- the cell that was found
-    genotype = model_search.derive(alphas)
+    genotype = model_search.derive(*arch, max_skips=args.max_skips)
     test_batches = data.batches(test_set, task.view, args.batch_size, device, test_split)
-    result = run.check_finite(utils.evaluate(supernet, task, test_batches, autocast, alphas))
-    write_genotype(run, genotype, evaluation=result)
+    result = run.check_finite(utils.evaluate(supernet, task, test_batches, autocast, *arch))
+    write_genotype(run, genotype, evaluation=result, stopped=stopped)
     run.print(f"supernet on the evaluation images: {format_metrics(result)}")
     if not utils.rank():
         title = f"{args.task} on {args.dataset}, seed {args.seed}"
         visualize.draw_cell(genotype, run.out / "cell.png", f"{title}:")
         visualize.draw_history({title: run.history}, run.out / "alphas.png")
-    run.print(f"{genotypes.to_text(genotype)}\n{run.out / 'genotype.json'}, cell.png, alphas.png")
+        visualize.draw_weights(genotype, run.history[-1], run.out / "weights.png", f"{title}:")
+    run.print(genotypes.to_text(genotype))
+    run.print(f"{run.out / 'genotype.json'}, cell.png, alphas.png, weights.png")
     run.finish()
     return genotype
+
+
+def why_stop(args, history):
+    """Why a search ends before its last epoch, or None: the rules of DARTS+ (Liang et al. 2019), on
+    the cells that the last epochs with alpha steps would give without --max_skips."""
+    cells, skips, stable = [], 0, args.stop_stable or 0
+    for epoch in history[args.alpha_start :][-1 - stable :]:
+        arch = [torch.tensor(epoch[name]) for name in ("alphas", "betas") if name in epoch]
+        cells.append(model_search.derive(*arch))
+        skips = model_search.alpha_stats(arch[0], cells[-1])["skips"][0]
+    if args.stop_skips and skips >= args.stop_skips:
+        return f"{skips} skip connections in the normal cell"
+    if stable and len(cells) > stable and all(cell == cells[0] for cell in cells):
+        return f"the same cells for {stable} epochs"
 
 
 def write_genotype(run, genotype, **more):

@@ -86,7 +86,7 @@ def parse_args(argv=None):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--arch", required=True, help="a name (darts_v2), a genotype.json, or archs.json:ID")
+    add("--arch", required=True, help="a name (darts_v2), a file, archs.json:ID or Genotype(...)")
     add("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     add("--recipe", choices=["evaluation", "sample"], help="settings of Sec. 4 or of Sec. 3")
     data.add_arguments(parser.add_argument_group("data"))
@@ -140,10 +140,7 @@ def main(args, load=data.load, distributed=True):
     train_set, test_set = load(args.dataset, args.data, args.size, args.limit, args.workers)
     args.size = args.size or train_set.size
     args.stem = args.stem or ops.default_stem(args.size)
-    if test_set is None:  # ImageNet-22K has no evaluation images
-        halves = data.split_in_half(len(train_set), data.SPLIT_SEED)
-        train_set, test_set = map(train_set.subset, halves)
-        test_set = test_set.subset(data.random_subset(len(test_set), data.HELD_OUT_22K))
+    train_set, test_set = data.hold_out(train_set, test_set)
     task = pretext.make_task(args.task, train_set, args.size, args.stem, args.layers, device)
     utils.check_batch_size(args.batch_size, len(train_set), args.accumulate)
     part_size = args.batch_size // args.accumulate
@@ -237,6 +234,7 @@ def main(args, load=data.load, distributed=True):
 
     # --- result
     scores = [line[task.metric] for line in run.history]
+    names = task.classes if task.targets else []  # of the data set
     result = {
         **{"arch": arch, "space": space, "genotype": genotype._asdict()},
         **{"task": args.task, "dataset": args.dataset, "seed": args.seed},
@@ -245,6 +243,7 @@ def main(args, load=data.load, distributed=True):
         "final": scores[-1],
         **{"params": params, "macs": macs, "seconds": round(run.seconds, 1)},
         "unreadable": utils.count_distinct(train_set.unreadable),
+        "images": {"classes": names, "mean": train_set.mean, "std": train_set.std},
         "epochs": run.history,
         "identity": run.identity,
         **run.header,

@@ -1,17 +1,21 @@
-"""Pictures: a cell, the alpha history of a search, the predictions of a network trained on seg.
+"""Pictures: a cell, history and weights of a search, predictions of a network, the tasks.
 
 python visualize.py darts_v2 --out cell.pdf      # any cell, as .png, .pdf or .svg
-python visualize.py runs/search_shapes_rot_s0    # a search: cell.png and alphas.png in its folder
-python visualize.py runs/train_shapes_seg_x_s0   # a training on seg: predictions.png
+python visualize.py runs/search_shapes_rot_s0    # a search: cell.png, alphas.png and weights.png
+python visualize.py runs/train_x                 # a training: predictions.png, of evaluation images
+python visualize.py runs/train_x a.jpg b.jpg     # of image files; with --json as data, for scripts
+python visualize.py --tasks rot col jig --dataset folder --data my_photos/ --out tasks.png
 """
 
 import argparse
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps, cycler
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 import cli
 import genotypes
@@ -21,13 +25,22 @@ PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Draw a cell, a search or predictions.")
+    import data  # here, as report.py draws without torch
+    import pretext
+
+    parser = argparse.ArgumentParser(description="Draw a cell, a search, predictions or tasks.")
     add = parser.add_argument
-    add("what", help="a cell (name, file or archs.json:ID), or the folder of a run")
-    add("--out", metavar="FILE", help="where to draw the cell or the predictions")
-    add("--data", metavar="PATH", help="of a training's data set, if it has moved")
-    add("--images", type=cli.at_least(1, int), default=4, help="to predict (default: %(default)s)")
-    return parser.parse_args(argv)
+    add("what", nargs="?", help="a cell, as train.py's --arch, or the folder of a run")
+    add("files", nargs="*", metavar="IMAGE", help="to predict (default: some to evaluate on)")
+    add("--out", metavar="FILE", help="where to draw")
+    add("--json", action="store_true", help="print predictions, of all evaluation images, as JSON")
+    add("--tasks", nargs="+", choices=list(pretext.TASKS), help="what networks see and have to say")
+    add("--images", type=cli.at_least(1, int), default=4, help="number (default: %(default)s)")
+    data.add_arguments(parser.add_argument_group("data of --tasks; --data, if a run's has moved"))
+    args = parser.parse_args(argv)
+    if not args.what and not args.tasks:
+        parser.error("what to draw?")
+    return args
 
 
 # --------------------------------------------------------------------------------------------------
@@ -123,74 +136,228 @@ def draw_history(histories: dict, path):
     cli.save_figure(figure, path)
 
 
-def draw_predictions(run: Path, path, data_path=None, images: int = 4):
-    """Draws image, mask and prediction of a finished seg training for a few evaluation images."""
-    import torch
-    from torchvision.datasets import Cityscapes
-
-    import data
-    import model_eval
-    import pretext
-    import runs
-
-    result = genotypes.read_result(run / "result.json")
-    if result["task"] != "seg":
-        raise cli.InputError(f"{run} was trained on {result['task']}; only seg predicts each pixel")
-    _, checkpoint = runs.load_checkpoint(run)
-    genotype, data_path = genotypes.parse_arch(result, run), data_path or result["args"]["data"]
-    identity = result["identity"] | {"genotype": genotypes.to_text(genotype).replace("\n", " ")}
-    runs.check_identity(run / "result.json", identity, checkpoint["identity"])
-    saved = argparse.Namespace(**checkpoint["identity"])
-    _, test = data.load(saved.dataset, data_path, saved.size, saved.limit)
-    task = pretext.make_task("seg", test, saved.size, saved.stem, saved.layers, "cpu")
-    arch = genotype, saved.width, saved.layers, saved.stem
-    network = model_eval.build_network(*arch, **task.network_args)
-    network.load_state_dict(checkpoint["network"])
-    network.eval().requires_grad_(False)
-    colors = colormaps["tab20"].colors
-    if saved.dataset == "cityscapes":  # its own colours, in the order of the train ids
-        colors = np.array([c.color for c in Cityscapes.classes if 0 <= c.train_id < 255]) / 255
-    colors = np.resize(colors, (256, 3))  # RGB of each value of a mask
-    colors[255] = 0  # no class
-    chosen, seen = torch.linspace(0, len(test) - 1, min(images, len(test))).long(), set()
-    figure = Figure(figsize=(9, 2.4 * len(chosen)), layout="constrained")
-    axes = figure.subplots(len(chosen), 3, squeeze=False)
-    for row, batch in zip(axes, data.batches(test, task.view, 1, "cpu", chosen)):
-        x, _ = task.prepare(*batch, train=False)
-        prediction = network(x).argmax(1)[0, :-1, :-1].numpy()  # (H, W), without the padding
-        image, mask = batch[0][0].permute(1, 2, 0).numpy(), batch[1][0].numpy()  # (H, W, 3), (H, W)
-        seen |= {*np.unique(mask), *np.unique(prediction)}
-        for ax, picture in zip(row, (image, colors[mask], colors[prediction])):
-            ax.imshow(picture)
-            ax.set_axis_off()
-    titles = "image", "mask", f"prediction, mIoU {result['final']:.1f} over all"
-    for ax, title in zip(axes[0], titles):
-        ax.set_title(title, fontsize=10)
-    handles = [Patch(color=colors[c], label=test.mask_classes[c]) for c in sorted(seen - {255})]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = ""):
+    """Draws the weights of the ops on each edge and, with partial channels, of the edges, softmax
+    of the alphas and betas of an epoch of meta.history; frames are what the cell took."""
+    edges = [(j, node) for node in range(2, 2 + genotypes.NODES) for j in range(node)]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for i, (ax, cell) in enumerate(zip(figure.subplots(1, 2), ("normal", "reduction"))):
+        weights = softmax(epoch["alphas"][i])  # (14, 8)
+        columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
+        if epoch.get("betas"):
+            of_nodes = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
+            weights = np.column_stack([weights, np.concatenate([*map(softmax, of_nodes)])])
+            columns.append("edge")
+        ax.imshow(weights**0.5, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+        for (row, column), weight in np.ndenumerate(weights):
+            ax.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7.5)
+        for k, (op, j) in enumerate(genotype[2 * i]):
+            corner = genotypes.PRIMITIVES.index(op) - 0.5, edges.index((j, 2 + k // 2)) - 0.5
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#d55e00", lw=2, zorder=3))
+        ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
+        ax.set_yticks(range(len(edges)), [f"{j} to {node}" for j, node in edges])
+        ax.set_title(f"{title} {cell} cell".strip(), fontsize=10)
     cli.save_figure(figure, path)
 
 
+def softmax(x):
+    exp = np.exp(x - np.max(x, -1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# Tasks and predictions: a row for each image, of (picture, text, colour of the text)
+
+
+def draw_rows(rows, classes, path):
+    """Classes of pixels have Cityscapes' colours where they have its names, and a legend. Rows of
+    one picture are set four side by side."""
+    from torchvision.datasets import Cityscapes  # here, as it takes seconds
+
+    own = {c.name: np.array(c.color) / 255 for c in Cityscapes.classes}
+    colors, seen = np.resize(colormaps["tab20"].colors, (256, 3)), set()
+    for k, name in enumerate(classes[:255]):
+        colors[k] = own.get(name, colors[k])
+    colors[255] = 0  # no class
+    if len(rows[0]) == 1:
+        rows = [sum(rows[k : k + 4], []) for k in range(0, len(rows), 4)]
+    if len(rows) > 100:
+        raise cli.InputError(f"{path}: a picture has at most 100 rows, not {len(rows)}")
+    columns = max(map(len, rows))
+    width = min(max(1.5, 7 / columns), 2.3)
+    cells = sum(rows, [])
+    height = max(width * len(p) / len(p[0]) + 0.12 * text.count("\n") for p, text, _ in cells)
+    figure = Figure((width * columns, (height + 0.2) * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for k, row in enumerate(rows):
+        for ax, (picture, text, color) in zip(axes[k], row):
+            if picture.ndim == 2:
+                seen |= {*np.unique(picture)} - {255}
+                picture = colors[picture]
+            ax.imshow(picture)
+            ax.set_title(text, fontsize=7, color=color, pad=2)
+    handles = [
+        Patch(color=colors[k], label=dict(enumerate(classes)).get(k, k)) for k in sorted(seen)
+    ]
+    style = dict(loc="outside lower center", ncols=1 + columns, fontsize=7, frameon=False)
+    figure.legend(handles=handles, **style)
+    cli.save_figure(figure, path, bbox_inches="tight")
+
+
+def captioned(pictures, texts):
+    """The pictures, the last ones with texts, in the colour of their ✓ or ✗."""
+    colors = {"✓": PALETTE[2], "✗": PALETTE[1]}
+    texts = [""] * (len(pictures) - len(texts)) + texts
+    return [(p.cpu().numpy(), text, colors.get(text[:1], INK)) for p, text in zip(pictures, texts)]
+
+
+def draw_tasks(args, path):
+    """A few images, and beside each what the network of a task gets in training and has to say."""
+    import torch
+
+    import data
+    import ops
+    import pretext
+
+    torch.manual_seed(0)
+    limit, rows, classes = args.limit or max(2, args.images), [], []
+    train, _ = data.load(args.dataset, args.data, args.size, limit, workers=0)
+    size, some = args.size or train.size, torch.arange(min(args.images, len(train)))
+    for name in args.tasks:
+        task = pretext.make_task(name, train, size, ops.default_stem(size), 1, "cpu")
+        for i, batch in enumerate(data.batches(train, task.view, 1, "cpu", some, seed=0)):
+            x, y = task.prepare(*batch, train=True)
+            pictures = task.show(x, y)
+            classes = task.classes if pictures[-1].dim() == 2 else classes
+            texts = ["input", "target"] if y.dim() > 1 else [task.classes[k] for k in y.tolist()]
+            if i == len(rows):
+                rows.append(captioned([batch[0][0].permute(1, 2, 0)], ["image"]))
+            rows[i] += captioned(pictures, [f"{name}: {text}" for text in texts])
+    draw_rows(rows, classes, path)
+
+
+def predict(network, task, result, args):
+    """Of image files, or of a run's evaluation images, all for --json and else a few: yields the
+    name of each, itself, its inputs, targets (-1 or 255 where unknown) and logits."""
+    import torch
+
+    import data
+    import image_files
+    import utils
+
+    saved, device = argparse.Namespace(**result["identity"]), task.mean.device
+    view, batch_size, some = task.view, saved.batch_size, None
+    if args.files:
+        crop = image_files.CROPS.get(saved.dataset, image_files.square_crop)
+        names = [os.fsencode(name) for name in args.files]
+        test = image_files.ImageFiles("", names, lambda W, H, *_: crop(W, H, task.view, None))
+        test.whites = image_files.survey(test)[1]
+        view, batch_size = view._replace(targets=None), 1
+    else:
+        path = args.data or result["args"]["data"]
+        train, test = data.hold_out(*data.load(saved.dataset, path, saved.size, saved.limit))
+        if data.split_hash(train, test) != saved.split:
+            raise cli.InputError(f"--data {path}: not the images that this network was trained on")
+        if not args.json:
+            some = torch.linspace(0, len(test) - 1, min(args.images, len(test))).long()
+    autocast, _ = utils.precision(device, saved.amp)
+    for images, targets, index in data.batches(test, view, batch_size, device, some):
+        if args.files and task.targets == "masks":
+            targets = torch.full_like(images[:, 0], 255)
+        x, y = task.prepare(images, targets, index, train=False)
+        if args.files and task.classifies_inputs:  # the image as it is, of any class
+            x, y = x[:1], torch.tensor([-1], device=device)
+        with torch.inference_mode(), autocast:
+            logits = network(x).float()
+        parts = (part.chunk(len(images)) for part in (images, x, y, logits))
+        for k, *part in zip(index.tolist(), *parts):
+            yield os.fsdecode(test.names[k]), *part
+
+
+def describe(classes, y, logits) -> list:
+    """The predictions for an image as data."""
+    if y.dim() > 1:
+        hits = (logits.argmax(1) == y)[y != 255]
+        return [{"accuracy": hits.double().mean().item() if len(hits) else None}]
+    records = []
+    for target, p, said in zip(y.tolist(), logits.softmax(1), logits.argmax(1).tolist()):
+        best = {classes[k]: p[k].item() for k in p.argsort(descending=True)[:5].tolist()}
+        known = {"truth": classes[target], "correct": said == target} if target >= 0 else {}
+        records.append({"classes": best, **known})
+    return records
+
+
+def caption(record):
+    """The text to a prediction."""
+    if "classes" not in record:
+        share = record["accuracy"]
+        return "prediction" if share is None else f"prediction, {share:.0%} right"
+    lines = [f"{name} {p:.0%}" for name, p in record["classes"].items() if p >= 0.01][:3]
+    mark = {None: "", True: "✓ ", False: "✗ "}[record.get("correct")]
+    truth = f"\ntruth: {record['truth']}" if mark == "✗ " else ""
+    return mark + "\n".join(lines) + truth
+
+
+def draw_predictions(run: Path, path, args):
+    """The images, for classes of pixels the truth, and what predictions make of the inputs."""
+    import torch
+
+    import model_eval
+    import utils
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, task = model_eval.load_network(run, device)
+    result = genotypes.read_result(run / "result.json")
+    meter, rows, records = utils.Meter(task), [], []
+    for name, image, x, y, logits in predict(network, task, result, args):
+        records.append({"image": name, "predictions": describe(task.classes, y, logits)})
+        if not args.files:
+            meter.update(task.loss(logits, y), logits, y)
+        if args.json:
+            continue
+        texts, said = map(caption, records[-1]["predictions"]), logits.argmax(1)
+        row = [] if task.targets == "labels" else captioned([image[0].permute(1, 2, 0)], ["image"])
+        if y.dim() > 1 and (y != 255).any():
+            row += captioned(task.show(x, y)[-1:], ["truth"])
+        answer = task.show(task.undo(x, said), said)
+        rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, [*texts]))
+    if args.json:
+        print(json.dumps({**meter.result(), "images": records}, indent=1))
+    else:
+        draw_rows(rows, task.classes, path)
+
+
 def main(args):
-    run = Path(args.what)
-    if Path(args.out or "cell.png").suffix not in (".png", ".pdf", ".svg"):
-        raise cli.InputError(f"{args.out} is none of .png, .pdf and .svg")
-    if args.what in genotypes.CELLS or not run.is_dir():
+    out = args.out
+    if Path(out or "cell.png").suffix not in (".png", ".pdf", ".svg"):
+        raise cli.InputError(f"{out} is none of .png, .pdf and .svg")
+    run = Path(args.what or "")
+    if args.tasks:
+        out = out or "tasks.png"
+        draw_tasks(args, out)
+    elif args.what in genotypes.CELLS or not os.path.isdir(run):
         genotype, title = genotypes.load_arch(args.what), genotypes.short_name(args.what)
         if isinstance(genotype, genotypes.NASBenchCell):
             raise cli.InputError(f"{args.what} is of NAS-Bench-101; only DARTS cells are drawn")
-        out = args.out or f"{title}.png"
+        out = out or f"{title}.png"
         draw_cell(genotype, out, f"{title}:")
     elif (run / "result.json").exists():
-        out = args.out or run / "predictions.png"
-        draw_predictions(run, out, args.data, args.images)
+        out = out or run / "predictions.png"
+        draw_predictions(run, out, args)
     else:
-        search, out = genotypes.read_search(run / "genotype.json"), args.out or run / "cell.png"
+        search, out = genotypes.read_search(run / "genotype.json"), out or run / "cell.png"
         title = "{task} on {dataset}, seed {seed}".format(**search["meta"])
-        draw_cell(genotypes.parse_arch(search, str(run)), out, f"{title}:")
+        genotype, last = genotypes.parse_arch(search, str(run)), search["meta"]["history"][-1]
+        draw_cell(genotype, out, f"{title}:")
         draw_history({title: search["meta"]["history"]}, run / "alphas.png")
         print(run / "alphas.png")
-    print(out)
+        if last["alphas"]:
+            draw_weights(genotype, last, run / "weights.png", f"{title}:")
+            print(run / "weights.png")
+    if not args.json:
+        print(out)
 
 
 if __name__ == "__main__":

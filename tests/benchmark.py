@@ -107,9 +107,11 @@ IMAGENET = dict(stem="imagenet", size=224, batch=4, width=16, layers=8)
 
 
 def search_steps(stem, size, batch, width, layers, baseline_layout=torch.contiguous_format):
-    """(our step, the baseline's): each call does the next bilevel step and returns its losses."""
+    """(our step, the baseline's, ours with --partial 4): each call does the next bilevel step and
+    returns its losses."""
     torch.manual_seed(0)
     ours = model_search.Supernet(width, layers, stem, TEN_CLASSES)
+    partial = model_search.Supernet(width, layers, stem, TEN_CLASSES, partial=4)
     baseline = EdgeSupernet(width, layers, stem, TEN_CLASSES)
     copy_weights(ours, baseline)
     images = torch.randn(5, 2, batch, 3, size, size).to(DEVICE)
@@ -117,22 +119,22 @@ def search_steps(stem, size, batch, width, layers, baseline_layout=torch.contigu
     first_alphas = model_search.init_alphas(DEVICE)
     criterion = torch.nn.CrossEntropyLoss()
 
-    def make(network, layout, lean):
+    def make(network, layout, lean, betas=()):
         network = network.to(DEVICE, memory_format=layout)
-        alphas = first_alphas.detach().clone().requires_grad_()
+        arch = [first_alphas.detach().clone().requires_grad_(), *betas]
         w_optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
-        alpha_optimizer = torch.optim.Adam([alphas], 3e-4, (0.5, 0.999), weight_decay=1e-3)
+        alpha_optimizer = torch.optim.Adam(arch, 3e-4, (0.5, 0.999), weight_decay=1e-3)
         batches = itertools.cycle(zip(images, labels))
 
         def step():
             (x, alpha_x), (y, alpha_y) = next(batches)
             network.requires_grad_(not lean)
-            alpha_loss = criterion(network(alpha_x, alphas), alpha_y)
+            alpha_loss = criterion(network(alpha_x, *arch), alpha_y)
             alpha_optimizer.zero_grad()
             alpha_loss.backward()
             alpha_optimizer.step()
             network.requires_grad_(True)
-            loss = criterion(network(x, alphas.detach() if lean else alphas), y)
+            loss = criterion(network(x, *([a.detach() for a in arch] if lean else arch)), y)
             w_optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
@@ -141,15 +143,19 @@ def search_steps(stem, size, batch, width, layers, baseline_layout=torch.contigu
 
         return step
 
-    return make(ours, torch.channels_last, lean=True), make(baseline, baseline_layout, lean=False)
+    return (
+        make(ours, torch.channels_last, lean=True),
+        make(baseline, baseline_layout, lean=False),
+        make(partial, torch.channels_last, lean=True, betas=[model_search.init_betas(DEVICE)]),
+    )
 
 
 def loss_differences(case, dtype, steps):
     """The largest difference from the baseline's losses: of ours, and of the baseline itself in
     another memory format, which is rounding alone."""
     torch.set_default_dtype(dtype)
-    ours, baseline = search_steps(**case)
-    _, other_layout = search_steps(**case, baseline_layout=torch.channels_last)
+    ours, baseline, _ = search_steps(**case)
+    _, other_layout, _ = search_steps(**case, baseline_layout=torch.channels_last)
     sides = ours, other_layout, baseline
     losses = [torch.stack([side() for side in sides]) for _ in range(steps)]
     torch.set_default_dtype(torch.float32)
@@ -178,12 +184,16 @@ def supernet(args):
             what = f"losses of {steps} steps, {name}, {dtype}: largest difference"
             what += "; of the baseline in another memory format"
             yield row(what, "<= 1e-4", *loss_differences(case, dtype, steps), unit="")
-        times = take_turns(args.turns, *search_steps(**case), warmup=1)
-        yield row(f"search step, {name}", target, *times)
+        ours, baseline, partial = take_turns(args.turns, *search_steps(**case), warmup=1)
+        yield row(f"search step, {name}", target, ours, baseline)
+        what = "that step with --partial 4; ours without, of which it should take 0.4"
+        yield row(what, ">= 2.5x", partial, ours)
         if DEVICE.type == "cpu" and PROCESS_STATUS.exists():
-            peaks = in_new_processes(peak_memory, (case, 0), (case, 1))
+            ours, baseline, partial = in_new_processes(peak_memory, *((case, k) for k in range(3)))
             what = f"peak memory of that step; target: ours <= 0.7 of the baseline = {1 / 0.7:.2f}x"
-            yield row(what, ">= 1.43x", *peaks, unit="MiB")
+            yield row(what, ">= 1.43x", ours, baseline, unit="MiB")
+            what = "the same with --partial 4; ours without, of which it should need 0.4"
+            yield row(what, ">= 2.5x", partial, ours, unit="MiB")
 
 
 def growth(args):
@@ -195,7 +205,7 @@ def growth(args):
     for name, work in (("batch", 2), ("width", 4), ("layers", 2), ("size", 4)):
         ms = []
         for factor in factors:
-            step, _ = search_steps(**base | {name: factor * base[name]})
+            step, *_ = search_steps(**base | {name: factor * base[name]})
             ms.append(np.median(take_turns(args.turns, step, warmup=1)))
         times = ", ".join(f"{t / ms[0]:.2f}" for t in ms)
         with_factors = f"with {', '.join(map(str, factors))} times that"

@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from genotypes import NODES, PRIMITIVES
+from model_search import READERS
 from ops import OPS, STEMS, DepthwiseConv, factorized_reduce, reduction_cells, relu_conv_bn
 
 
@@ -23,8 +24,26 @@ class MixedOp(nn.Module):
         return sum(w * op(x) for w, op in zip(weights, self.ops))
 
 
+class PartialEdge(nn.Module):
+    """The first C/K channels through the mixed op, the others by it, all of them shuffled."""
+
+    def __init__(self, C, stride, K):
+        super().__init__()
+        self.stride, self.K = stride, K
+        self.mixed = MixedOp(C // K, stride)
+        self.ops = self.mixed.ops
+
+    def forward(self, x, weights):
+        B, C, c = len(x), x.shape[1], x.shape[1] // self.K
+        passed = x[:, c:]
+        if self.stride == 2:
+            passed = F.max_pool2d(passed, 2, 2, ceil_mode=True)
+        y = torch.cat([self.mixed(x[:, :c], weights), passed], 1)
+        return y.reshape(B, self.K, c, *y.shape[2:]).transpose(1, 2).reshape(B, C, *y.shape[2:])
+
+
 class EdgeCell(nn.Module):
-    def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev):
+    def __init__(self, C_prev_prev, C_prev, C, reduction, reduction_prev, partial):
         super().__init__()
         self.reduction = reduction
         preprocess = factorized_reduce if reduction_prev else relu_conv_bn
@@ -33,22 +52,28 @@ class EdgeCell(nn.Module):
         self.edges = nn.ModuleDict()
         for node in range(2, 2 + NODES):
             for j in range(node):
-                self.edges[f"{j}->{node}"] = MixedOp(C, 2 if reduction and j < 2 else 1)
+                stride = 2 if reduction and j < 2 else 1
+                edge = PartialEdge(C, stride, partial) if partial > 1 else MixedOp(C, stride)
+                self.edges[f"{j}->{node}"] = edge
 
-    def forward(self, s0, s1, weights):
+    def forward(self, s0, s1, weights, betas=None):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         row = 0
         for node in range(2, 2 + NODES):
             total = 0
+            strengths = [1] * node
+            if betas is not None:
+                strengths = F.softmax(betas[row : row + node], dim=0)
             for j in range(node):
-                total = total + self.edges[f"{j}->{node}"](states[j], weights[row])
+                y = self.edges[f"{j}->{node}"](states[j], weights[row])
+                total = total + strengths[j] * y
                 row += 1
             states.append(total)
         return torch.cat(states[2:], 1)
 
 
 class EdgeSupernet(nn.Module):
-    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2):
+    def __init__(self, C, layers, stem, head, in_channels=3, reductions=2, partial=1):
         super().__init__()
         self.stem = STEMS[stem](in_channels, C)
         C_prev_prev, C_prev, reduction_prev = self.stem.C_out, self.stem.C_out, self.stem.reduces
@@ -56,18 +81,19 @@ class EdgeSupernet(nn.Module):
         for i in range(layers):
             reduction = i in reduction_cells(layers, reductions)
             C = 2 * C if reduction else C
-            self.cells.append(EdgeCell(C_prev_prev, C_prev, C, reduction, reduction_prev))
+            self.cells.append(EdgeCell(C_prev_prev, C_prev, C, reduction, reduction_prev, partial))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.head = head(C_prev)
         for module in self.modules():
             if isinstance(module, DepthwiseConv):
                 module.__class__ = nn.Conv2d  # with PyTorch's own gradients
 
-    def forward(self, x, alphas):
-        normal, reduction = F.softmax(alphas, dim=-1)
+    def forward(self, x, alphas, betas=None):
+        weights = F.softmax(alphas, dim=-1)
         s0, s1 = self.stem(x)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, reduction if cell.reduction else normal)
+            i = int(cell.reduction)
+            s0, s1 = s1, cell(s0, s1, weights[i], None if betas is None else betas[i])
         return self.head(s1, x.shape[-2:])
 
 
@@ -75,7 +101,7 @@ def paired_parameters(supernet, oracle):
     """[(parameter of the supernet, the oracle's parameters that are its copies)], each once."""
     inside = []
     for cell, edge_cell in zip(supernet.cells, oracle.cells):
-        for j, (source, readers) in enumerate(zip(cell.sources, cell.readers)):
+        for j, (source, readers) in enumerate(zip(cell.sources, READERS)):
             for name, op in source.per_edge.items():
                 twins = [
                     edge_cell.edges[f"{j}->{node}"].ops[PRIMITIVES.index(name)] for node in readers

@@ -529,6 +529,7 @@ def study(place):
     text = (ROOT / "run_all.sh").read_text()
     for old, new_ in (
         ("for task in rot col jig $labels", "for task in rot"),
+        ("k{1,${partial}}_s{0,1}", "k1_s0"),
         ("stage random python", ": stage random python"),
         (" $(seq -f random_%05g 0 $((random - 1)))", ""),
         (re.search(r"smoke\)\n.*?;;\n", text, re.S)[0], STUDY),

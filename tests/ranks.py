@@ -38,7 +38,7 @@ def evaluations():
     return found
 
 
-def exact_search(out, reduce_alphas=True):
+def exact_search(out, partial=2, reduce_alphas=True):
     """An epoch of a search in which one process and several compute the same: float64, BN with
     fixed statistics, no augmentation. Returns its losses, alpha gradients, genotype and error."""
     gradients, genotype, error = [], None, None
@@ -52,19 +52,22 @@ def exact_search(out, reduce_alphas=True):
         return prepare(self, *batch, train=False)
 
     def step(self, *args, **kwargs):
-        gradients.append(self.param_groups[0]["params"][0].grad.flatten().tolist())
+        flat = [p.grad.flatten() for p in self.param_groups[0]["params"]]  # alphas and betas
+        gradients.append(torch.cat(flat).tolist())
         return take_step(self, *args, **kwargs)
 
     def average_gradients(parameters):
         if reduce_alphas or not isinstance(parameters, list):
             average(parameters)
 
-    argv = "--task rot --size 16 --limit 64 --batch_size 16 --print_every 1 --out".split()
+    argv = "--task rot --size 16 --limit 64 --batch_size 16 --print_every 1".split()
     torch.set_default_dtype(torch.float64)
     nn.BatchNorm2d.train, pretext.Rotation.prepare = keep_statistics, prepare_without_augmentation
     torch.optim.Adam.step, utils.average_gradients = step, average_gradients
     try:
-        genotype = search.main(search.parse_args([*SMALL, *argv, str(out)]))
+        genotype = search.main(
+            search.parse_args([*SMALL, *argv, "--partial", str(partial), "--out", str(out)])
+        )
     except RuntimeError as raised:
         error = str(raised)
     finally:
@@ -132,7 +135,7 @@ def main(out):
     runs.Run.finish = lambda self: None  # one process group for all of this
     found = {"world": utils.world_size(), "evaluations": evaluations()}
     if utils.world_size() == 2:
-        found["exact"] = exact_search(out / "exact")
+        found["exact"] = {K: exact_search(out / f"exact{K}", K) for K in (1, 2)}
         found["without"] = exact_search(out / "without", reduce_alphas=False)
         whole_runs(out)
         found["stopped"] = stopped_run(out)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LINUX, CUDA = benchmark.PROCESS_STATUS.exists(), benchmark.DEVICE.type == "cuda"
 ROWS = {  # of each part; memory is measured on Linux alone
-    "supernet": 3 + (LINUX and not CUDA),
+    "supernet": 4 + 2 * (LINUX and not CUDA),
     "tasks": 6,
     "photos": 1,
     "training": 3 + CUDA,

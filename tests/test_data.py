@@ -291,6 +291,18 @@ def test_file_names_that_are_not_text(tmp_path, capsys):
     assert data.split_hash(train, test) == digest.hexdigest()[:12]
 
 
+def test_shares_of_each_class():
+    labels = torch.tensor([0] * 100 + [2] * 20 + [1] * 10)
+    dataset = data.ImageSet(torch.zeros(130, 1, 1, 3), labels)
+    w, alphas = data.split(dataset, 0, (0.5, 0.25))
+    assert dataset.labels[w].bincount().tolist() == [50, 5, 10]
+    assert dataset.labels[alphas].bincount().tolist() == [25, 3, 5]
+    assert not set(w.tolist()) & set(alphas.tolist()) and w.tolist() == sorted(w.tolist())
+    assert w.tolist() != data.split(dataset, 1, (0.5, 0.25))[0].tolist()
+    dataset.labels = None
+    assert [len(part) for part in data.split(dataset, 0, (0.1, 0.025))] == [13, 3]
+
+
 def test_limit_split_and_hash(odd_files):
     train, test = data.load("folder", odd_files, limit=10)
     names = train.names.tolist()

@@ -71,15 +71,21 @@ def test_evaluation_counts_each_image_once(found):
 
 
 @pytest.mark.slow
-def test_two_processes_search_as_one(found, tmp_path):
-    one, two, without = ranks.exact_search(tmp_path / "one"), found[2]["exact"], found[2]["without"]
+@pytest.mark.parametrize("K", [1, 2])
+def test_two_processes_search_as_one(found, tmp_path, K):
+    one, two = ranks.exact_search(tmp_path / "one", K), found[2]["exact"][str(K)]
     # 32 images of each half in batches of 16
     assert len(one["losses"]) == 2 and len(one["gradients"]) == 2
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-9)
     assert two["genotype"] == json.loads(json.dumps(one["genotype"]))
-    gradients, reduced, alone = (torch.tensor(run["gradients"]) for run in (one, two, without))
-    assert gradients.abs().max() > 1e-5
+    gradients, reduced = (torch.tensor(run["gradients"]) for run in (one, two))
+    assert gradients.shape == (2, 2 * 14 * 8 + 2 * 14 * (K - 1))
+    assert gradients.abs().max() > 1e-5 and gradients[:, -28:].abs().max() > 1e-7
     torch.testing.assert_close(reduced, gradients, rtol=1e-5, atol=1e-12)
+    if K == 1:
+        return
+    without = found[2]["without"]
+    alone = torch.tensor(without["gradients"])
     with pytest.raises(AssertionError):  # what the official code does
         torch.testing.assert_close(alone, gradients, rtol=1e-5, atol=1e-12)
     assert "alphas of rank 0 and rank 1 differ" in without["error"]

@@ -55,7 +55,7 @@ def test_file_and_list(tmp_path):
     assert genotypes.short_name("runs/a:b/x.json:00004") == "00004"
     pasted = "Genotype(normal=[" + "('skip_connect', 0), " * 200
     for text, message in (
-        (pasted, "no architecture"),
+        (pasted, "--arch: not Genotype"),
         (f"{archs}:8", "'8'"),
         (str(archs), "list"),
         ("resnet50", "resnet50"),
@@ -108,9 +108,91 @@ def test_malformed(tmp_path, change, message):
 
 def test_not_json(tmp_path):
     path = tmp_path / "genotype.json"
-    path.write_text("Genotype(normal=[])")
+    path.write_text("a cell")
     with pytest.raises(InputError, match="not a readable JSON"):
         load_arch(str(path))
+
+
+PDARTS = """Genotype(normal=[('skip_connect', 0), ('dil_conv_3x3', 1), ('skip_connect', 0),
+    ('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('sep_conv_3x3', 3), ('sep_conv_3x3', 0),
+    ('dil_conv_5x5', 4)], normal_concat=range(2, 6), reduce=[('avg_pool_3x3', 0),
+    ('sep_conv_5x5', 1), ('sep_conv_3x3', 0), ('dil_conv_5x5', 2), ('max_pool_3x3', 0),
+    ('dil_conv_3x3', 1), ('dil_conv_3x3', 1), ('dil_conv_5x5', 3)], reduce_concat=range(2, 6))"""
+
+
+@pytest.mark.parametrize(
+    "before", ["", "  PDARTS = ", "11/05 09:12:45 PM genotype = ", "2019-11-05 21:12:45,123 Cell: "]
+)
+def test_printed_by_others(tmp_path, before):
+    assert load_arch(before + PDARTS + "\n") == load_arch("pdarts")
+    path = tmp_path / "own.txt"
+    path.write_text(before + PDARTS)
+    assert load_arch(str(path)) == load_arch("pdarts")
+    assert genotypes.short_name(str(path)) == "own"
+    name = genotypes.short_name(before + PDARTS)
+    assert name.startswith("cell_") and name.isidentifier()
+    assert name != genotypes.short_name(PDARTS.replace("avg", "max"))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_to_their_text_and_back(tmp_path, capsys, name):
+    genotypes.main(genotypes.parse_args([name]))
+    printed = capsys.readouterr().out.splitlines()[-1]
+    write_json(tmp_path / "x.json", to_entry(load_arch(printed)))
+    arch = load_arch(str(tmp_path / "x.json"))
+    assert arch == load_arch(name) and ("range(2, 6)" in printed) == (len(arch.normal) == 8)
+    genotypes.main(genotypes.parse_args([str(tmp_path / "x.json")]))
+    assert capsys.readouterr().out.splitlines()[-1] == printed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Genotype(__import__('os').system('touch ran'))",
+        "Genotype(normal=__import__('os').system('touch ran'))",
+        PDARTS.replace("range(2, 6)", "open('ran', 'w')", 1),
+        PDARTS.replace("range(2, 6)", "range(2, open('ran', 'w').fileno())", 1),
+        PDARTS.replace("range(2, 6)", "range(2, 10**9)", 1),
+        PDARTS.replace("range(2, 6)", "range(2, 999999999)", 1),
+        PDARTS.replace("range(2, 6)", "range(-999999999, 6)", 1),
+        PDARTS.replace("range(2, 6)", "[x for x in open('ran', 'w')]", 1),
+        PDARTS.replace("range(2, 6)", "().__class__", 1),
+        PDARTS.replace("'skip_connect'", 'f\'{open("ran", "w")}\'', 1),
+        PDARTS.replace("'skip_connect'", r"'\d'", 1),
+        "open('ran', 'w') and " + PDARTS,
+        PDARTS + ".normal",
+        PDARTS + "(normal=[])",
+        PDARTS.replace("normal=", "**", 1),
+        f"Genotype(normal={'[' * 199}{']' * 199})",
+        f"Genotype(normal={'-' * 4900}1)",
+        f"Genotype(normal={'x.' * 2400}x)",
+        "Genotype(normal=" + "('skip_connect', 0), " * 50_000 + ")",
+        "Genotype(" + "(" * 1_000_000 + ")" * 1_000_000,
+        "Genotype(normal=[])",
+    ],
+    ids=range(21),
+)
+def test_hostile_text(tmp_path, text):
+    """As an argument, if it is short enough for one, or in a file."""
+    (tmp_path / "x.txt").write_text(text)
+    for arch in [text] * (len(text) < 100_000) + ["x.txt"]:
+        command = [sys.executable, str(ROOT / "genotypes.py"), arch]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-300:]
+        assert len(done.stderr) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_nasbench_by_its_public_keys(tmp_path):
+    matrix, ops = [[0, 1, 1], [0, 0, 1], [0, 0, 0]], ["input", "maxpool3x3", "output"]
+    entry = {"module_adjacency": matrix, "module_operations": ops}
+    write_json(tmp_path / "cell.json", entry)
+    write_json(tmp_path / "archs.json", [{"id": 3, **entry}])
+    for text in ("cell.json", "archs.json:3"):
+        assert load_arch(str(tmp_path / text)) == genotypes.NASBenchCell(matrix, ops)
+    write_json(tmp_path / "cell.json", {"module_adjacency": matrix})
+    with pytest.raises(InputError, match='"ops" is None, where list is due'):
+        load_arch(str(tmp_path / "cell.json"))
 
 
 def test_printed_as_text(tmp_path, capsys):

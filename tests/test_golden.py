@@ -67,28 +67,35 @@ def head_of(task, num_classes, tiles=1, channels=None, rates=None):
     return lambda C: PooledHead(C, num_classes, tiles)
 
 
-@pytest.mark.parametrize("name", REFERENCE["supernet"])
+@pytest.mark.parametrize("name", [*REFERENCE["supernet"], *REFERENCE["supernet_partial"]])
 def test_supernet(name):
-    entry = REFERENCE["supernet"][name]
+    entry = {**REFERENCE["supernet"], **REFERENCE["supernet_partial"]}[name]
     task, classes, shape = entry["task"], entry["num_classes"], entry["input"]
     head = head_of(task, classes, shape[1] if task == "jig" else 1, 64, [6])
     stem = "cifar" if name.startswith("cifar") else "imagenet"
     reductions = 1 if task == "seg" else 2
+    K = entry.get("K", 1)
     supernet = fill(
-        Supernet(entry["C"], entry["layers"], stem, head, shape[-3], reductions=reductions)
+        Supernet(entry["C"], entry["layers"], stem, head, shape[-3], reductions, partial=K)
     )
     k = torch.arange(14 * 8, dtype=torch.float64).view(14, 8)
     alphas = torch.stack([0.3 * torch.cos(3 * k), 0.3 * torch.sin(3 * k)]).requires_grad_()
-    logits = supernet(wave(shape).view(-1, *shape[-3:]), alphas)
+    arch = {"alphas": alphas}
+    if K > 1:
+        e = torch.arange(14, dtype=torch.float64)
+        betas = torch.stack([0.2 * torch.cos(5 * e), 0.2 * torch.sin(5 * e)])
+        arch["betas"] = betas.requires_grad_()
+    logits = supernet(wave(shape).view(-1, *shape[-3:]), **arch)
     labels = torch.arange(logits.numel() // classes) % classes  # one for each image or pixel
     loss = F.cross_entropy(logits, labels.view(len(logits), *logits.shape[2:]))
     loss.backward()
     check(logits, entry["logits"])
     assert loss.item() == pytest.approx(entry["loss"], rel=1e-6)
     for i, cell in enumerate(("normal", "reduce")):
-        check(alphas.grad[i], entry[f"grad_alphas_{cell}"])
+        for kind, values in arch.items():
+            check(values.grad[i], entry[f"grad_{kind}_{cell}"])
     assert count_params(supernet) == entry["params"]
-    assert json.loads(json.dumps(derive(alphas)._asdict())) == entry["genotype"]
+    assert json.loads(json.dumps(derive(**arch)._asdict())) == entry["genotype"]
 
 
 @pytest.mark.parametrize("name", REFERENCE["network"])
@@ -163,6 +170,8 @@ def test_color(entry):
 
 def test_reference_is_complete():
     sizes = {
-        name: len(REFERENCE[name]) for name in ("supernet", "network", "paper_size", "nasbench")
+        name: len(REFERENCE[name])
+        for name in ("supernet", "supernet_partial", "network", "paper_size", "nasbench")
     }
-    assert sizes == {"supernet": 4, "network": 4, "paper_size": 13, "nasbench": 4}
+    expected = {"supernet": 4, "supernet_partial": 1, "network": 4, "paper_size": 13, "nasbench": 4}
+    assert sizes == expected

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
-WITHOUT_TORCH = ["cli", "correlate", "genotypes", "report", "sample", "visualize"]
+WITHOUT_TORCH = ["cli", "correlate", "genotypes", "likeness", "report", "sample", "visualize"]
 
 # As on Windows. Python's, torch's and other packages' own modules come first: they know what to do
 # without. In sys.modules None makes an import fail.

@@ -17,37 +17,61 @@ from genotypes import CELLS, PRIMITIVES, Genotype, load_arch
 from model_eval import Network, check_auxiliary
 from model_search import Supernet, alpha_stats, derive, edge_index, init_alphas
 from ops import OPS, DepthwiseConv, drop_path, factorized_reduce
-from pretext import PooledHead
+from pretext import ASPPHead, PooledHead
 
 
 def ten_classes(C):
     return PooledHead(C, 10)
 
 
+def jig(C):
+    return PooledHead(C, 10, 3)
+
+
+def seg(C):
+    return ASPPHead(C, 10, 4, [6])
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    "stem, size", [("cifar", 16), ("cifar", 13), ("imagenet", 64), ("imagenet", 75)]
+    "stem, size, head, K",
+    [
+        ("cifar", 16, ten_classes, 1),
+        ("cifar", 13, ten_classes, 1),
+        ("cifar", 13, jig, 4),
+        ("cifar", 16, ten_classes, 2),
+        ("imagenet", 64, ten_classes, 1),
+        ("imagenet", 75, ten_classes, 1),
+        ("imagenet", 75, seg, 4),
+        ("imagenet", 64, jig, 2),
+    ],
 )
-def test_supernet_equals_edge_by_edge(stem, size, layout):
-    supernet = Supernet(4, 3, stem, ten_classes).double().to(memory_format=layout)
-    oracle = EdgeSupernet(4, 3, stem, ten_classes).double()
+def test_supernet_equals_edge_by_edge(stem, size, head, K, layout):
+    """Partial channels, too."""
+    shape = 4, 3, stem, head, 3, 1 if head is seg else 2, K
+    supernet = Supernet(*shape).double().to(memory_format=layout)
+    oracle = EdgeSupernet(*shape).double()
     copy_weights(supernet, oracle)
-    alphas = torch.randn(2, 14, len(PRIMITIVES)).double().requires_grad_()
-    alphas_oracle = alphas.detach().clone().requires_grad_()
-    x, y = torch.randn(3, 3, size, size).double(), torch.tensor([1, 5, 9])
-    logits, logits_oracle = supernet(x, alphas), oracle(x, alphas_oracle)
+    arch = [torch.randn(2, 14, len(PRIMITIVES)).double()]
+    arch += [torch.randn(2, 14).double()] * (K > 1)
+    arch_oracle = [values.clone().requires_grad_() for values in arch]
+    arch = [values.requires_grad_() for values in arch]
+    x = torch.randn(3, 3, size, size).double()
+    logits, logits_oracle = supernet(x, *arch), oracle(x, *arch_oracle)
     torch.testing.assert_close(logits, logits_oracle, rtol=1e-9, atol=1e-9)
+    y = torch.randint(10, (len(logits), *logits.shape[2:]))
     F.cross_entropy(logits, y).backward()
     F.cross_entropy(logits_oracle, y).backward()
-    torch.testing.assert_close(alphas.grad, alphas_oracle.grad, rtol=1e-9, atol=1e-10)
-    assert alphas.grad.abs().max() > 1e-4
+    for values, values_oracle in zip(arch, arch_oracle):
+        torch.testing.assert_close(values.grad, values_oracle.grad, rtol=1e-9, atol=1e-10)
+        assert values.grad.abs().max() > 1e-4
     for p, twins in paired_parameters(supernet, oracle):
         for part, q in zip(p.grad.chunk(len(twins)), twins):
             torch.testing.assert_close(part, q.grad, rtol=1e-9, atol=1e-10)
     # the same running statistics, so the same function in evaluation
-    x = torch.randn(2, 3, size, size).double()
+    x = torch.randn(3, 3, size, size).double()
     torch.testing.assert_close(
-        supernet.eval()(x, alphas), oracle.eval()(x, alphas), rtol=1e-9, atol=1e-9
+        supernet.eval()(x, *arch), oracle.eval()(x, *arch), rtol=1e-9, atol=1e-9
     )
 
 
@@ -122,6 +146,31 @@ def test_derive():
     entropy = torch.distributions.Categorical(logits=alphas).entropy().mean(1) / math.log(8)
     assert found["entropy"] == pytest.approx(entropy.tolist(), abs=1e-6)
     assert found["entropy"][1] == 1 and found["entropy"][0] < 0.5
+
+
+def test_derive_with_betas_and_few_skips():
+    skip, conv = (PRIMITIVES.index(op) for op in ("skip_connect", "sep_conv_3x3"))
+    alphas, betas = torch.zeros(2, 14, 8), torch.zeros(2, 14)
+    alphas[:, :, skip] = 2 + torch.arange(14) / 100  # the later, the stronger
+    alphas[:, :, conv] = 1
+    assert derive(alphas).normal == [
+        *[("skip_connect", j) for j in (1, 0, 2, 1)],
+        *[("skip_connect", j) for j in (3, 2, 4, 3)],
+    ]
+    # The weakest give way to the next best edge, or the next best op of theirs.
+    genotype = derive(alphas, max_skips=5)
+    assert genotype.normal[:4] == [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)] + [
+        ("skip_connect", 2),
+        ("sep_conv_3x3", 0),
+    ]
+    assert [op for op, _ in genotype.normal[4:]] == ["skip_connect"] * 4
+    assert genotype.reduce == derive(alphas).reduce  # of the normal cell alone
+    # A strong edge wins over a strong op: 0 -> 3 and 1 -> 3, and 1 -> 2 before 0 -> 2
+    betas[:, 2:4] = torch.tensor([3, 2])
+    betas[:, 1] = 0.1
+    normal = derive(alphas, betas).normal
+    assert normal[:4] == [("skip_connect", j) for j in (1, 0, 0, 1)]
+    assert "skip_connect" not in [op for op, _ in derive(alphas, betas, max_skips=0).normal]
 
 
 @pytest.mark.parametrize("name", list(CELLS))

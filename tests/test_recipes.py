@@ -80,7 +80,8 @@ for task in ("mirror", "cls"):
     assert 0 <= result["final"] <= 100 and result["args"]["size"] == 16
 equal = "tests/test_networks.py::test_supernet_equals_edge_by_edge"
 halve = "tests/test_networks.py::test_ops_halve_alike_and_copies_are_independent"
-tests = [f"{equal}[cifar-13-layout1]", f"{equal}[imagenet-64-layout1]", f"{halve}[7]"]
+cases = "cifar-13-ten_classes-1-layout1", "imagenet-64-jig-2-layout1"
+tests = [*(f"{equal}[{case}]" for case in cases), f"{halve}[7]"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *tests]))
 """
 

@@ -1,16 +1,21 @@
 """The page of a study, of made-up searches, trainings and correlations."""
 
+import base64
+import html.parser
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cli
 import genotypes
+import likeness
 import report
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +104,14 @@ def made_up(tmp_path):
     write_result(
         tmp_path / "sweep", "pdarts", "pdarts", 0, 99
     )  # for correlate.py, not for the page
-    write(tmp_path / "correlation" / "correlations.json", {})
+    curve = [
+        {"m": m, "mean": 48 + m, "low": 48, "high": 50.5, "seconds": 30 * m} for m in (1, 2, 4)
+    ]
+    random = {"objective": "rot on imagenet", "target": "A cls", "curve": curve}
+    write(
+        tmp_path / "correlation" / "correlations.json",
+        {"random_search": [random, {**random, "objective": "col on imagenet"}]},
+    )
     page = "# Rank correlations\n\n## DARTS\n\n| 0.50 [-0.10, 0.80] |\n\n![scatter](scatter.png)\n"
     (tmp_path / "correlation" / "report.md").write_text(page)
     return tmp_path
@@ -116,7 +128,9 @@ def test_report(made_up, capsys):
         "| without labels | rot on imagenet, seed 0 | 70.50 ± 0.71 | 2 | 5.000 | 600.0 | 40 | 1:40 "
         "| 0:10 | 75.8 ± 0.18 |",
         "| published | darts_v2 | 60.00 | 1 | 5.000 | 600.0 | 40 | - | 0:10 | 74.9 ± 0.08 |",
-        "| rot on imagenet, seed 0 | 2/2 | 1.000 / 0.990 | 0 / 1 | 5 / 3 | 1:40 |",
+        "| rot on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | A cls 50.00 [48.00, "
+        "50.50], 2 in 1:00; any one: 49.00 |",
+        "| cls on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | - |",
         "## Rank correlations\n\n### DARTS\n\n| 0.50 [-0.10, 0.80] |\n",
         "Cells of one group vary by 1.41, so that differences between groups below 22.01 cannot be "
         "told apart.",  # 12.71 * 1.41 * sqrt(1.5)
@@ -126,20 +140,61 @@ def test_report(made_up, capsys):
         "1 x one CPU, commit abc. Settings: task rot, dataset imagenet, alpha_lr 0.003\n",
     ):
         assert line in text
-    assert "99.00" not in text and text.count("## Trained for") == 1
-    figures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert "99.00" not in text and text.count("any one") == 1 and text.count("## Trained for") == 1
+    figures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert figures == [
         "accuracy_1.png",
         "alphas.png",
-        "cell_cls.png",
-        "cell_rot.png",
+        "cell_1.png",
+        "cell_2.png",
         "correlation/scatter.png",
     ]
     assert all((made_up / name).stat().st_size > 10_000 for name in figures[:4])
-    assert not any(line.startswith("![") for line in capsys.readouterr().out.splitlines())
+    assert not any("![" in line for line in capsys.readouterr().out.splitlines())
     rows = json.loads((made_up / "report.json").read_text())
     assert [row["mean"] for row in rows] == [72.5, 70.5, 60, 52, 50]
     assert rows[1]["scores"] == [70, 71] and rows[1]["std"] == pytest.approx(0.5**0.5)
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, and its text without white space."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += "".join(data.split())
+
+
+def test_the_page_for_a_browser(made_up):
+    for path in made_up.rglob("result.json"):
+        path.write_text(path.read_text().replace("one CPU", "<script>1 & 2</script>"))
+    report.main(report.parse_args([str(made_up)]))
+    page = Page(made_up / "report.html")
+    counts = Counter(tag for tag, _ in page.tags)
+    lines = (made_up / "report.md").read_text().splitlines()
+    assert counts["table"] == 4  # one is of the page of correlate.py
+    assert counts["tr"] == sum(line.startswith("|") and "---" not in line for line in lines)
+    assert counts["h1"] == 1 and counts["h2"] == 3 and counts["h3"] == 1 and not counts["script"]
+    figures = [attrs for tag, attrs in page.tags if tag == "img"]
+    for figure, name in zip(figures, re.findall(r"!\[.*\]\((.*)\)", "\n".join(lines))):
+        kind, data = figure["src"].split(",")
+        stored = made_up / name
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data) == (stored.read_bytes() if stored.exists() else b"")
+    assert len(figures) == 5 and figures[1]["alt"] == "Alpha histories"
+    elsewhere = [attrs for _, attrs in page.tags if "href" in attrs or "src" in attrs]
+    assert elsewhere == figures and "url(" not in page.text and "import" not in page.text
+    assert "1x<script>1&2</script>,commitabc" in page.text
+    for line in lines:
+        if line and line[0] not in "!|#-":
+            assert "".join(line.split()) in page.text
+    assert "prefers-color-scheme:dark" in page.text and "@mediaprint" in page.text
 
 
 def test_rows_have_the_fields_of_the_stored_ones(made_up):
@@ -153,11 +208,46 @@ def test_report_of_a_part_of_a_study(tmp_path):
     report.main(report.parse_args([str(tmp_path / "a"), "--out", str(tmp_path / "new")]))
     text = (tmp_path / "new" / "report.md").read_text()
     assert "## Searches" in text and "## Trained" not in text and "## Rank" not in text
-    assert "| 2/9 | 1.000 / 0.500 |" in text
+    assert "| 2/9 |" in text and "in common" not in text
     write_result(tmp_path / "b", "darts_v2", "darts_v2", 0, 60)
     report.main(report.parse_args([str(tmp_path / "b")]))
     text = (tmp_path / "b" / "report.md").read_text()
     assert "nothing can be decided" in text and "## Searches" not in text
+
+
+def test_how_decided_and_how_alike(tmp_path):
+    """Two searches without labels of three seeds, one of them with partial channels."""
+    rng = np.random.default_rng(0)
+    alphas = rng.standard_normal((2, 14, 8))
+    for seed, (task, cell, partial) in enumerate(
+        [("rot", "darts_v2", 1)] * 3 + [("rot", "darts_v1", 4), ("cls", "darts_v1", None)]
+    ):
+        write_search(tmp_path / str(seed), task, cell)
+        path = tmp_path / str(seed) / f"search_{task}" / "genotype.json"
+        search = json.loads(path.read_text())
+        search["meta"]["seed"] = seed
+        search["meta"]["identity"] |= {"partial": partial, "alpha_start": 1}
+        for epoch in search["meta"]["history"]:
+            epoch["alphas"] = (alphas if task == "rot" else -alphas).tolist()
+        path.write_text(json.dumps(search))
+    report.main(report.parse_args([str(tmp_path)]))
+    text = (tmp_path / "report.md").read_text()
+    normal = likeness.alike(*(genotypes.named_cell(f"darts_v{k}").normal for k in (2, 1)))
+    reduce = likeness.alike(*(genotypes.named_cell(f"darts_v{k}").reduce for k in (2, 1)))
+    one, between = "1.00 [1.00, 1.00]", f"{normal[0]:.2f} / {reduce[0]:.2f}"
+    low, high = likeness.chance()[1:, 0]
+    for line in (
+        "| rot on imagenet, partial 4, seed 3 | 2/2 | 1 / 1 of 1 epochs |",
+        "| ops in common | rot on imagenet | rot on imagenet, partial 4 | cls on imagenet |",
+        f"| rot on imagenet | {one} / {one} | {between} | {between} |",
+        "| rot on imagenet, partial 4 | - | - / - | 1.00 / 1.00 |",
+        f"[{low:.2f}, {high:.2f}] |",
+        "| found by | 1 | 2 | 3 |",
+        "| rot on imagenet | ![rot on imagenet, seed 0](cell_1.png) | ![rot on imagenet, seed 1](",
+        "| cls on imagenet | ![cls on imagenet, seed 4](cell_5.png) |",
+    ):
+        assert line in text, line
+    assert text.count("in common |") == 4
 
 
 @pytest.mark.parametrize(

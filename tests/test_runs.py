@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -102,7 +103,10 @@ def test_search_and_train_the_found_cell(tmp_path, capsys, task):
     out = capsys.readouterr().out
     assert "alpha entropy" in out and "images/s" in out and " left" in out
     assert genotypes.load_arch(str(found)) == genotype
-    assert read_json(found)["meta"]["task"] == task
+    meta = read_json(found)["meta"]
+    assert meta["task"] == task and meta["stopped"] is None
+    (epoch,) = meta["history"]
+    assert model_search.derive(torch.tensor(epoch["alphas"])) == genotype and "betas" not in epoch
     lines = read_log(tmp_path / "s")
     assert lines[0]["versions"]["torch"] == torch.__version__
     assert re.fullmatch("[0-9a-f]{12}", lines[0]["split"])
@@ -219,6 +223,67 @@ def test_collapse_is_announced(tmp_path, capsys, monkeypatch):
     assert "skips 8, convolutions 0" in out and "warning: the normal cell has no convolution" in out
 
 
+def history_of(*ops, betas=()):
+    """Epochs whose normal cell has that op on all edges."""
+    epochs = []
+    for op in ops:
+        alphas = torch.zeros(2, 14, 8)
+        alphas[0, :, genotypes.PRIMITIVES.index(op)] = 1
+        epochs.append({"alphas": alphas.tolist()})
+    for epoch, values in zip(epochs, betas):
+        epoch["betas"] = values.tolist()
+    return epochs
+
+
+def test_when_a_search_stops():
+    def why(history, *argv):
+        return search.why_stop(search.parse_args(words(*argv)), history)
+
+    skip, conv, pool = "skip_connect", "sep_conv_3x3", "max_pool_3x3"
+    assert why(history_of(conv, skip, skip)) is None  # off
+    assert why(history_of(conv, skip), "--stop_skips 8") == "8 skip connections in the normal cell"
+    assert why(history_of(conv, skip), "--stop_skips 8 --max_skips 1")
+    assert why(history_of(skip, conv), "--stop_skips 1") is None  # the last epoch counts
+    assert why(history_of(skip, skip), "--stop_skips 1 --alpha_start 2") is None  # all frozen
+    assert why([], "--stop_skips 1 --stop_stable 1") is None
+    stable = "--stop_stable 2"
+    assert why(history_of(pool, conv, conv, conv), stable) == "the same cells for 2 epochs"
+    assert why(history_of(conv, conv), stable) is None
+    assert why(history_of(conv, conv, pool), stable) is None
+    assert why(history_of(conv, conv, conv), stable, "--alpha_start 1") is None
+    betas = torch.zeros(3, 2, 14)
+    betas[1, 0, 4] = 1  # 2 -> 3 becomes the first edge of node 3
+    assert why(history_of(conv, conv, conv, betas=betas), stable) is None
+
+
+def test_a_stopped_search_ends_as_a_finished_one(tmp_path, capsys):
+    argv = "--task rot --size 16 --limit 20 --epochs 3 --partial 2 --max_skips 0 --alpha_lr 0"
+    for resume in ("", "--resume"):
+        genotype = run_search(argv, "--stop_stable 1 --out", tmp_path, resume)
+        assert "stopped after epoch 2: the same cells for 1 epochs" in capsys.readouterr().out
+        meta = read_json(tmp_path / "genotype.json")["meta"]
+        assert len(meta["history"]) == meta["epoch"] == 2 and meta["evaluation"]["loss"] > 0
+        assert meta["stopped"] == "the same cells for 1 epochs"
+    arch = [torch.tensor(meta["history"][-1][name]) for name in ("alphas", "betas")]
+    assert genotype == model_search.derive(*arch, max_skips=0)
+    assert (
+        "skip_connect" not in [op for op, _ in genotype.normal]
+        and (tmp_path / "weights.png").exists()
+    )
+
+
+def test_fewer_images_for_the_alphas(tmp_path, watched):
+    """Which are used several times in an epoch."""
+    run_search("--task rot --epochs 1 --images 0.8 0.2 --batch_size 4 --out", tmp_path)
+    w_part, alpha_part = data.split(data.load("shapes", limit=40)[0], 0, (0.8, 0.2))
+    w_batches, alpha_batches = watched["batches"][1::2], watched["batches"][::2]
+    assert len(w_batches) == len(alpha_batches) == len(w_part) // 4 == 8
+    assert {i for batch in w_batches for i in batch} <= set(w_part.tolist())
+    used = Counter(i for batch in alpha_batches for i in batch)
+    assert {*used} == {*alpha_part.tolist()} and max(used.values()) <= -(-len(w_part) // len(used))
+    assert len({tuple(batch) for batch in alpha_batches}) == 8  # in another order each time
+
+
 @pytest.fixture
 def my_photos(tmp_path):
     """A flat folder: 50 photos of all sizes and two formats, most of them above 160 pixels, and
@@ -267,7 +332,7 @@ def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
 
 # everything that holds a state or draws at random
 STATEFUL = {
-    search: "--task jig --epochs 4 --print_every 1 --size 16",
+    search: "--task jig --epochs 4 --print_every 1 --size 16 --partial 2 --images 0.5 0.25",
     train: "--task rot --epochs 4 --print_every 1 --layers 3 --auxiliary 0.4 --drop_path 0.3"
     " --label_smoothing 0.1 --cutout 8 --warmup_epochs 2 --precise_bn 20",
 }
@@ -578,6 +643,9 @@ BAD = {
     "auxiliary head on colorization": (train, "--auxiliary", "--task col --auxiliary 0.4"),
     "auxiliary head on too small a map": (train, "1 x 1", "--stem imagenet --auxiliary 0.4"),
     "device": (train, "cuda:99", "--device cuda:99"),
+    "partial channels": (search, "--partial 3 does not divide --width 4", "--partial 3"),
+    "more than all images": (search, "--images 0.8 0.3", "--images 0.8 0.3"),
+    "no images for the alphas": (search, "there are 0 images", "--images 0.8 0"),
     "odd width": (search, "--width", "--width 7"),
     "negative rate": (search, "--lr", "--lr -1"),
     "drop path of one": (train, "--drop_path", "--drop_path 1"),

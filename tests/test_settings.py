@@ -44,6 +44,21 @@ def test_search(run):
     assert args.save_every == (2000 if dataset == "imagenet22k" else 0)
 
 
+@pytest.mark.parametrize("task", ["cls", "rot", "col", "jig"])
+def test_partial_channels(task):
+    names = "partial batch_size lr alpha_lr weight_decay epochs alpha_start images width layers"
+    for dataset, size, expected in (
+        ("cifar10", None, (4, 256, 0.1, 6e-4, 3e-4, 50, 15, None, 16, 8)),
+        ("imagenet", 224, (2, 1024, 0.5, 6e-3, 3e-4, 50, 35, [0.1, 0.025], 16, 8)),
+    ):
+        argv = ["--dataset", dataset, "--task", task, "--partial", str(expected[0])]
+        args = search.parse_args(argv)
+        assert values(args, names) == expected
+        assert args.size == (255 if (dataset, task) == ("imagenet", "jig") else size)
+        args = search.parse_args([*argv[:-1], "1"])
+        assert args == search.parse_args(argv[:-2]) and args.partial == 1 and args.images is None
+
+
 def train_args(tmp_path, recipe, dataset, task, space, *more):
     arch = "darts_v2"
     if space == "nasbench101":
@@ -101,7 +116,7 @@ def test_width_and_budget_replace_each_other(tmp_path):
 
 
 def test_all_rows_are_complete_and_can_be_reached():
-    for table, keys in ((search.DEFAULTS, 2), (train.DEFAULTS, 4)):
+    for table, keys in ((search.DEFAULTS, 3), (train.DEFAULTS, 4)):
         columns, *rows = table
         assert all(len(row) == len(columns) for row in rows)
         assert len({row[:keys] for row in rows}) == len(rows)

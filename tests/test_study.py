@@ -79,7 +79,7 @@ def test_the_scripts_accept_every_command(tmp_path, profile, processes):
     assert code == 0 and not err and not list(tmp_path.iterdir())
     titles, commands = out.splitlines()[::2], [shlex.split(line) for line in out.splitlines()[1::2]]
     assert all(title.startswith("# ") for title in titles) and len(set(titles)) == len(titles)
-    outs, tasks = [], {}
+    outs, tasks, searches = [], {}, {}
     for title, command in zip(titles, commands, strict=True):
         start = ["torchrun", "--standalone", "--nproc_per_node=8"]
         parallel = command[: len(start)] == start
@@ -101,10 +101,17 @@ def test_the_scripts_accept_every_command(tmp_path, profile, processes):
                 and args.resume
             )
             tasks.setdefault((script, args.dataset), set()).add(args.task)
+        if script == "search.py":
+            assert args.alpha_start < args.epochs
+            key = args.dataset, args.task
+            searches.setdefault(key, []).append((args.partial, args.seed))
         if script != "report.py":  # where the stage is, its output is
             assert args.out == f"runs/{profile}/{title.removeprefix('# ')}"
             outs.append(args.out)
     assert len(set(outs)) == len(outs)
+    for (dataset, task), found in searches.items():
+        K = 2 if dataset == "imagenet" else 4
+        assert sorted(found) == [(1, 0), (1, 1), (K, 0), (K, 1)], (dataset, task)
     for (script, dataset), found in tasks.items():
         labels = "seg" if dataset == "cityscapes" else "cls"
         assert found == ({labels} if script == "train.py" else {"rot", "col", "jig", labels})
@@ -144,7 +151,7 @@ def test_from_another_folder_and_with_blanks(tmp_path):
     process = study(tmp_path / "here", "cifar10_small", script=script, DRY="1", **roots)
     code, out, err = finished(process)
     commands = [shlex.split(line) for line in out.splitlines()[1::2]]
-    assert code == 0 and not err and len(commands) == 23
+    assert code == 0 and not err and len(commands) == 59
     for _, path, *argv in commands:
         assert (tmp_path / "here" / path).resolve().parent == home.resolve()
         if Path(path).name == "report.py":
@@ -189,10 +196,10 @@ def calls(fake):
 
 
 def test_a_failing_stage_stops_and_the_next_start_goes_on(fake):
-    (fake / "fail").write_text("darts_v2.*--seed 1")
+    (fake / "fail").write_text("darts_v2.*--seed 0")
     code, out, err = finished(study(fake, path=fake / "bin"))
     before = calls(fake)
-    name, log = "train_cls_darts_v2_s1", "runs/smoke/train_cls_darts_v2_s1/stage.log"
+    name, log = "train_cls_darts_v2_s0", "runs/smoke/train_cls_darts_v2_s0/stage.log"
     assert code == 3 and out.endswith(f"{before[-1]}\nsaid by {ROOT}/train.py\ntoo bad\n")
     assert err == f"{name} failed, exit code 3; log: {log}; command: python {ROOT}/{before[-1]}\n"
     assert before[-1].startswith("train.py --arch darts_v2 --task cls --dataset shapes")
@@ -202,26 +209,26 @@ def test_a_failing_stage_stops_and_the_next_start_goes_on(fake):
     (fake / "fail").unlink()
     assert finished(study(fake, path=fake / "bin"))[0] == 0
     after = calls(fake)
-    assert len(before) == 15 and after[0] == before[-1] and len(before) + len(after) == 23 + 1
+    assert len(before) == 34 and after[0] == before[-1] and len(before) + len(after) == 40 + 1
     said = f"said by {ROOT}/train.py\n"
     assert (fake / log).read_text() == f"{said}too bad\n{said}"
 
     code, out, _ = finished(study(fake, path=fake / "bin"))
-    assert code == 0 and calls(fake) == [] and out.count("finished before") == 23
+    assert code == 0 and calls(fake) == [] and out.count("finished before") == 40
 
 
 def test_what_is_removed_or_changed_runs_again(fake):
     finished(study(fake, path=fake / "bin"))
     every = calls(fake)
-    assert len(every) == 23 and [line.split()[0] for line in every[-2:]] == [
+    assert len(every) == 40 and [line.split()[0] for line in every[-2:]] == [
         "correlate.py",
         "report.py",
     ]
     shutil.rmtree(fake / "runs/smoke/train_cls_darts_v2_s0")
     finished(study(fake, path=fake / "bin"))
-    assert calls(fake) == [every[13], *every[-2:]] and "darts_v2" in every[13]
+    assert calls(fake) == [every[33], *every[-2:]] and "darts_v2" in every[33]
     assert finished(study(fake, "smoke", "--amp", "bf16", path=fake / "bin"))[0] == 0
-    assert len(calls(fake)) == 23 - 1  # --amp does not change how random cells are drawn
+    assert len(calls(fake)) == 40 - 1  # --amp does not change how random cells are drawn
 
     for stage in ("correlate.py", "report.py"):
         shutil.rmtree(fake / "runs/smoke/train_cls_darts_v2_s0")
@@ -231,9 +238,9 @@ def test_what_is_removed_or_changed_runs_again(fake):
 
 
 def test_ctrl_c(fake):
-    (fake / "hang").write_text("darts_v2.*--seed 1")
+    (fake / "hang").write_text("darts_v2.*--seed 0")
     process = study(fake, path=fake / "bin")
-    while not (fake / "calls").exists() or len((fake / "calls").read_text().splitlines()) < 15:
+    while not (fake / "calls").exists() or len((fake / "calls").read_text().splitlines()) < 34:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert finished(process)[0] != 0
@@ -241,7 +248,7 @@ def test_ctrl_c(fake):
     (fake / "hang").unlink()
     assert finished(study(fake, path=fake / "bin"))[0] == 0
     after = calls(fake)
-    assert after[0] == before[-1] and len(before) + len(after) == 23 + 1
+    assert after[0] == before[-1] and len(before) + len(after) == 40 + 1
 
 
 SMALL = """smoke)
@@ -259,6 +266,7 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     text = (ROOT / "run_all.sh").read_text()
     for old, new in (
         ("for task in rot col jig $labels", "for task in rot"),
+        ("k{1,${partial}}_s{0,1}", "k1_s0"),
         ("stage random python", ": stage random python"),
         (" $(seq -f random_%05g 0 $((random - 1)))", ""),
         (re.search(r"smoke\)\n.*?;;\n", text, re.S)[0], SMALL),
@@ -268,7 +276,7 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     script = tmp_path / "small.sh"
     script.write_text(text)
     out = tmp_path / "runs" / "smoke"
-    first, second = out / "train_cls_shapes_rot_s0", out / "train_cls_darts_v2_s0"
+    first, second = out / "train_cls_shapes_rot_k1_s0_s0", out / "train_cls_darts_v2_s0"
 
     process = study(tmp_path, script=script)
     while not (second / "checkpoint.pt").exists():
@@ -279,7 +287,7 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     assert code == 130 and "interrupted" in said and "train_cls_darts_v2_s0" in err
     assert not (second / "result.json").exists() and not (out / "report.md").exists()
     assert {"cell.png", "alphas.png"} <= {
-        path.name for path in (out / "search_shapes_rot").iterdir()
+        path.name for path in (out / "search_shapes_rot_k1_s0").iterdir()
     }
     assert "step 2/2" in said and " left" in said and "epoch 1/12 done" in said
 

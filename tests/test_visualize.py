@@ -1,6 +1,7 @@
 """visualize.py as a command: which pictures it draws of what, and where."""
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import photo
 from matplotlib.axes import Axes
 from PIL import Image
 
 import cli
 import data
+import pretext
 import search
+import shapes
 import train
 import visualize
 from genotypes import CELLS, NASBenchCell, load_arch, named_cell, to_entry
@@ -61,17 +65,23 @@ def test_cells_of_files(tmp_path):
 
 def test_a_search(tmp_path):
     out = tmp_path / "s"
-    search.main(search.parse_args([*SMALL, "--task", "rot", "--epochs", "2", "--out", str(out)]))
-    drawn = {name: (out / name).read_bytes() for name in ("cell.png", "alphas.png")}
+    argv = [*SMALL, "--task", "rot", "--epochs", "2", "--partial", "2", "--out", str(out)]
+    search.main(search.parse_args(argv))
+    names = ("cell.png", "alphas.png", "weights.png")
+    drawn = {name: (out / name).read_bytes() for name in names}
     for name in drawn:
         (out / name).unlink()
-    assert run(tmp_path, "s") == ["s/alphas.png", "s/cell.png"]
+    assert run(tmp_path, "s") == ["s/alphas.png", "s/weights.png", "s/cell.png"]
     # as the search drew them
     assert {name: (out / name).read_bytes() for name in drawn} == drawn
     assert run(tmp_path, "s/genotype.json") == ["s.png"]  # the cell alone, by the folder's name
     assert Image.open(tmp_path / "s.png").size == Image.open(out / "cell.png").size
     (out / "cell.png").unlink()
-    assert run(tmp_path, "s", "--out", "found.pdf") == ["s/alphas.png", "found.pdf"]
+    assert run(tmp_path, "s", "--out", "found.pdf") == [
+        "s/alphas.png",
+        "s/weights.png",
+        "found.pdf",
+    ]
     assert not (out / "cell.png").exists() and (tmp_path / "found.pdf").stat().st_size > 5000
 
 
@@ -81,32 +91,145 @@ def count_pixels(path, color):
     return (np.abs(pixels - color).max(-1) <= 1).sum()
 
 
-def test_predictions(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_segmentation(tmp_path, monkeypatch, capsys):
     argv = [*SMALL, "--size", "16", "--arch", "darts_v2", "--epochs", "1", "--task", "seg"]
     train.main(train.parse_args([*argv, "--out", str(tmp_path / "t")]))
     drawn = tmp_path / "t" / "predictions.png"
-    assert run(tmp_path, "t") == ["t/predictions.png"]
+    visualize.main(visualize.parse_args([str(tmp_path / "t")]))
     height = Image.open(drawn).height
     visualize.main(visualize.parse_args([str(tmp_path / "t"), "--images", "2"]))
-    assert height == 2 * Image.open(drawn).height
-    sky, road = 255 * np.array(visualize.colormaps["tab20"].colors[0]), (128, 64, 128)
-    assert count_pixels(drawn, sky) > 1000 and not count_pixels(drawn, road)
+    assert Image.open(drawn).height < 0.7 * height
+    sky, ground = (70, 130, 180), (81, 0, 81)  # Cityscapes' own
+    assert count_pixels(drawn, sky) > 1000 and count_pixels(drawn, ground) > 1000
 
-    # Cityscapes has colours of its own, in which class 0 is road.
-    result = cli.read_json(tmp_path / "t" / "result.json", dict)
-    result["identity"]["dataset"] = "cityscapes"
-    cli.write_json(tmp_path / "t" / "result.json", result)
-    with pytest.raises(cli.InputError, match="result.json was written with dataset = 'cityscapes'"):
-        visualize.main(visualize.parse_args([str(tmp_path / "t")]))
-    checkpoint = torch.load(tmp_path / "t" / "checkpoint.pt", weights_only=True)
-    checkpoint["identity"]["dataset"] = "cityscapes"
-    torch.save(checkpoint, tmp_path / "t" / "checkpoint.pt")
-    monkeypatch.setattr(data, "load", lambda name, *args, load=data.load: load("shapes", *args))
+    path = tmp_path / "t" / "result.json"
+    result = cli.read_json(path, dict)
+    cli.write_json(path, result | {"images": result["images"] | {"classes": ["road"] * 12}})
     visualize.main(visualize.parse_args([str(tmp_path / "t"), "--images", "2"]))
-    assert count_pixels(drawn, road) > 1000 and not count_pixels(drawn, sky)
+    assert count_pixels(drawn, (128, 64, 128)) > 1000 and not count_pixels(drawn, sky)
+    assert capsys.readouterr().out.endswith("t/predictions.png\n")
+    cli.write_json(path, result)
+    monkeypatch.setattr(data, "load", lambda *_, load=data.load: load("shapes", None, 16, 30))
+    assert "not the images that this network was trained on" in error_of(capsys, tmp_path / "t")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The rows of the picture that was drawn last, each of (picture, text, colour)."""
+    rows = []
+
+    def draw_rows(new, *args, draw=visualize.draw_rows):
+        rows[:] = new
+        draw(new, *args)
+
+    monkeypatch.setattr(visualize, "draw_rows", draw_rows)
+    return rows
+
+
+@pytest.mark.slow
+def test_tasks(tmp_path, shown, monkeypatch):
+    class Halves(pretext.Task):  # without code for pictures
+        num_classes = 2
+
+        def prepare(self, images, labels, index, train):
+            x = self.normalize(images, train)
+            return torch.cat([x[..., :16], x[..., 16:]]), torch.arange(2)
+
+    monkeypatch.setitem(pretext.TASKS, "halves", Halves)
+    out = tmp_path / "tasks.png"
+    tasks = ["rot", "col", "jig", "cls", "seg", "halves"]
+    argv = ["--tasks", *tasks, "--images", "3", "--out", str(out)]
+    visualize.main(visualize.parse_args(argv))
+    assert len(shown) == 3 and out.stat().st_size > 20_000
+    texts = [[text for _, text, _ in row] for row in shown]
+    assert texts[0][:7] == [
+        *["image", "rot: 0°", "rot: 90°", "rot: 180°", "rot: 270°", "col: input", "col: target"]
+    ]
+    assert texts[0][9:] == ["seg: input", "seg: target", "halves: 0", "halves: 1"]
+    for row, (*_, jig, cls, _, _, _, _) in zip(shown, texts):
+        image, *views = [picture for picture, _, _ in row]
+        for k, view in enumerate(views[:4]):
+            np.testing.assert_allclose(np.rot90(view, -k), views[0], atol=1e-6)
+        lightness, colors, tiles, _, _, classes, left, right = views[4:]
+        straight = np.minimum(  # flipped or not
+            abs(colors - image / 255).mean(), abs(colors[:, ::-1] - image / 255).mean()
+        )
+        assert straight < 0.03 and np.ptp(lightness, 2).max() == 0 < np.ptp(colors, 2).max()
+        assert sorted(jig.removeprefix("jig: ").split()) == list("0123")
+        assert tiles.shape == (28, 28, 3) and classes.shape == (32, 32)
+        whole = np.concatenate([left, right], 1)
+        np.testing.assert_allclose(whole, image / 255, atol=1e-6)
+        assert cls.removeprefix("cls: ") in shapes.SHAPES
+
+
+def test_what_tasks_undo():
+    """What targets make of the inputs of an evaluation is the image."""
+    images, labels, masks = shapes.load_shapes(4, 0)
+    dataset = data.ImageSet(images, labels, shapes.SHAPES, masks)
+    dataset.mask_classes = ["sky", "ground", *shapes.SHAPES]
+    x = images.permute(0, 3, 1, 2)
+    for name in ("rot", "jig", "cls"):
+        task = pretext.make_task(name, dataset, 32, "cifar", 3, "cpu")
+        for k in range(4):
+            inputs, y = task.prepare(x[k : k + 1], labels[k : k + 1], torch.tensor([k + 5]), False)
+            upright = task.show(task.undo(inputs, y), y)
+            if name == "jig":
+                solved, _ = task.prepare(x[k : k + 1], None, torch.tensor([0]), False)
+                assert not torch.equal(solved, inputs)
+                assert torch.equal(upright[0], task.show(solved, torch.tensor([0]))[0])
+                continue
+            for picture in upright:
+                torch.testing.assert_close(picture, images[k] / 255)
+
+
+def predictions_of(capsys, *argv):
     capsys.readouterr()
-    cli.write_json(tmp_path / "t" / "result.json", result | {"task": "rot"})
-    assert "t was trained on rot" in error_of(capsys, tmp_path / "t")
+    visualize.main(visualize.parse_args([*map(str, argv), "--json"]))
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("task", ["cls", "rot", "col", "jig"])
+def test_predictions(tmp_path, shown, capsys, task):
+    out = tmp_path / "t"
+    argv = [*SMALL, "--size", "16", "--arch", "darts_v2", "--epochs", "1", "--task", task]
+    result = train.main(train.parse_args([*argv, "--out", str(out)]))
+    found = predictions_of(capsys, out)
+    assert found["top1"] == result["final"]
+    assert found["loss"] == pytest.approx(result["epochs"][-1]["loss"], rel=1e-6)
+    assert len(found["images"]) == len({image["image"] for image in found["images"]}) == 40
+    records = sum((image["predictions"] for image in found["images"]), [])
+    scores = [record["accuracy"] if task == "col" else record["correct"] for record in records]
+    assert 100 * np.mean(scores) == pytest.approx(result["final"])
+    assert len(records) == (160 if task == "rot" else 40)
+
+    visualize.main(visualize.parse_args([str(out), "--images", "3"]))
+    assert (out / "predictions.png").stat().st_size > 5000
+    cells = {"cls": 1, "rot": 5, "col": 3, "jig": 2}[task]
+    assert [len(row) for row in shown] == [cells] * 3
+    chosen = [found["images"][k]["predictions"] for k in (0, 19, 39)]
+    for row, predictions in zip(shown, chosen):
+        for (_, text, _), record in zip(row[-len(predictions) :], predictions):
+            if task == "col":
+                assert text == f"prediction, {record['accuracy']:.0%} right"
+                continue
+            best, p = next(iter(record["classes"].items()))
+            assert text.startswith(f"{'✗✓'[record['correct']]} {best} {p:.0%}")
+            assert record["correct"] == (best == record["truth"]) == ("truth: " not in text)
+
+    photo(90, 60).save(tmp_path / "a.jpg")
+    photo(40, 70).convert("L").save(tmp_path / "b c.png")
+    files = [str(tmp_path / "a.jpg"), str(tmp_path / "b c.png")]
+    found = predictions_of(capsys, out, *files)
+    assert found.keys() == {"images"} and [image["image"] for image in found["images"]] == files
+    for image in found["images"]:
+        (record,) = image["predictions"]
+        assert ("truth" in record) == (task == "jig") and ("accuracy" in record) == (task == "col")
+    visualize.main(visualize.parse_args([str(out), *files, "--out", str(tmp_path / "p.pdf")]))
+    assert [len(row) for row in shown] == [{"rot": 2}.get(task, cells)] * 2
+    (tmp_path / "b c.png").write_bytes(b"no image")
+    assert "b c.png: unreadable" in error_of(capsys, out, *files)
+    assert "none.png" in error_of(capsys, out, tmp_path / "none.png")
 
 
 def test_errors_are_one_line(tmp_path, capsys):
@@ -164,6 +287,25 @@ def test_alpha_history_has_a_line_for_each_search(tmp_path, monkeypatch):
     middle = [line.get_ydata().tolist() for line in lines[4::9]]
     assert middle == [[v] * 3 for v in (1.0, 0, 8, 0.9, 2, 4)]  # equal counts stand around these
     assert len({tuple(line.get_ydata()) for line in lines[9:18]}) == 9
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_weights_of_ops_and_edges(tmp_path, monkeypatch, partial):
+    cells, frames, shown = [], [], []
+    monkeypatch.setattr(Axes, "imshow", lambda self, x, **style: cells.append(x))
+    monkeypatch.setattr(Axes, "add_patch", lambda self, patch: frames.append(patch.get_xy()))
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **style: shown.append((x, y, text)))
+    epoch = {"alphas": np.zeros((2, 14, 8)).tolist(), "betas": np.zeros((2, 14)).tolist()}
+    epoch["alphas"][0][13] = [0] * 7 + [np.log(7)]  # edge 4 -> 5: 1/14 each, the last op 1/2
+    epoch = epoch if partial else {"alphas": epoch["alphas"]}
+    visualize.draw_weights(named_cell("darts_v2"), epoch, tmp_path / "weights.png", "x:")
+    assert [cell.shape for cell in cells] == 2 * [(14, 9 if partial else 8)]
+    texts = {(x, y): text for x, y, text in shown[: len(shown) // 2]}  # of the normal cell
+    assert [texts[x, 13] for x in (0, 6, 7)] == ["0.07", "0.07", "0.50"] and texts[0, 0] == "0.12"
+    edges = ["0.50"] * 2 + ["0.33"] * 3 + ["0.25"] * 4 + ["0.20"] * 5
+    assert [texts.get((8, y)) for y in range(14)] == (edges if partial else [None] * 14)
+    assert frames[:2] == [(3.5, -0.5), (3.5, 0.5)] and len(frames) == 16  # sep3-0 sep3-1
+    assert frames[7] == (5.5, 10.5)  # dil3-2 of node 5
 
 
 def test_needs_no_torch():

@@ -180,39 +180,37 @@ def interval(rhos):
 
 
 def between_seeds(scores):
-    """The mean rho between two of the seeds (k, ..., n): a noise ceiling. NaN for a single one."""
+    """The mean rho between two of the seeds (k, ..., n); NaN for a single one."""
     rhos = [rank_correlation(a, b) for a, b in combinations(scores, 2)]
-    return np.mean(rhos or [np.nan], axis=0)
+    return np.mean(rhos, axis=0) if rhos else np.full(scores.shape[1:-1], np.nan)
 
 
 @np.errstate(invalid="ignore", divide="ignore")
-def true_correlation(x, y):
-    """rho of the means over seeds of x and y (k, ..., n), corrected for attenuation by the noise of
-    the trainings: over the root of the reliability of each, which is the rho between two seeds,
-    stepped up to k seeds by Spearman and Brown. NaN for a single seed and where none is left."""
-    rho = rank_correlation(x.mean(0), y.mean(0))
-    for scores in (x, y):
-        k, r = len(scores), between_seeds(scores)
-        rho = rho / np.sqrt(k * r / (1 + (k - 1) * r))
-    return rho
+def noise_ceiling(scores):
+    """The highest rho that a mean over k seeds (k, ..., n) can have with anything: the root of its
+    reliability, the rho between two seeds stepped up to k by Spearman and Brown."""
+    k, rho = len(scores), between_seeds(scores)
+    return np.sqrt(k * rho / (1 + (k - 1) * rho))
 
 
-def compare(x, y, params, sample) -> dict:
-    """How well x predicts y (seeds, n), also at the same number of parameters, which may be NaN;
-    `sample` are the architectures of each sample of the bootstrap, (samples, n)."""
-    true_rhos = true_correlation(x[:, sample], y[:, sample])
-    true_rho, x, y, n = true_correlation(x, y), x.mean(0), y.mean(0), x.shape[1]
+@np.errstate(divide="ignore")
+def compare(x, y, params, sample, ceiling) -> dict:
+    """How well x predicts y, also at the same number of parameters, which may be NaN, and without
+    the noise of trainings: rho corrected for attenuation, over the product of the noise ceilings of
+    x and y. `sample`: the architectures of each sample of the bootstrap, (samples, n); `ceiling`:
+    the product, then in each sample, (1 + samples,)."""
+    n, rhos = len(x), rank_correlation(x[sample], y[sample])
     best_x, best_y = np.argsort(-x, kind="stable"), np.argsort(-y, kind="stable")
     k, half = max(1, round(n / 10)), best_y[: (n + 1) // 2]
-    fewer = [sample[:, :m] for m in (*(2**k for k in range(2, (n - 1).bit_length())), n)]
-    growth = [[s.shape[1], *interval(rank_correlation(x[s], y[s]))] for s in fewer]
+    fewer = [sample[:, : 2**k] for k in range(2, (n - 1).bit_length())]
+    growth = [[few.shape[1], *interval(rank_correlation(x[few], y[few]))] for few in fewer]
     return {
         "n": n,
         "rho": rank_correlation(x, y),
-        "rho_interval": growth[-1][1:],
-        "rho_intervals_of_n": growth,
-        "true_rho": true_rho,
-        "true_rho_interval": interval(true_rhos),
+        "rho_interval": interval(rhos),
+        "rho_intervals_of_n": [*growth, [n, *interval(rhos)]],
+        "true_rho": rank_correlation(x, y) / ceiling[0],
+        "true_rho_interval": interval(rhos / ceiling[1:]),
         "p": stats.spearmanr(x, y).pvalue,
         "tau": stats.kendalltau(x, y).statistic,
         "top10_overlap": len(np.intersect1d(best_x[:k], best_y[:k])) / k,
@@ -256,12 +254,16 @@ def analyse(space, columns, args) -> dict:
     means = {a: values.mean(0) for a, values in scores.items()}
     n = len(next(iter(means.values())))
     sample = np.random.default_rng(args.seed).integers(n, size=(args.bootstrap, n))
+    ceilings = {
+        a: np.append(noise_ceiling(x), noise_ceiling(x[:, sample])) for a, x in scores.items()
+    }
     targets = [a for a in table if a.endswith(" cls")]
     pairs = [(a, b) for b in targets for a in table if a != b]
     pairs += combinations([a for a in table if a not in targets], 2)
     compared, searches = [], []
     for a, b in pairs:
-        rhos = compare(scores[a], scores[b], of_seeds(table[b], "params").mean(0), sample)
+        params, ceiling = of_seeds(table[b], "params").mean(0), ceilings[a] * ceilings[b]
+        rhos = compare(means[a], means[b], params, sample, ceiling)
         compared.append({"x": a.rsplit(" ", 1), "y": b.rsplit(" ", 1), **rhos})
     for b, a in product(targets, table):
         seconds = of_seeds(table[a], "seconds").sum(0).mean()

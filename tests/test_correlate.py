@@ -24,7 +24,7 @@ def test_statistics_against_scipy_with_ties():
     rng = np.random.default_rng(0)
     x, y, params = rng.integers(0, 6, 20) * 1.0, rng.integers(0, 6, 20) * 1.0, rng.random(20)
     sample = np.random.default_rng(1).integers(20, size=(500, 20))
-    found = correlate.compare(x[None], y[None], params, sample)
+    found = correlate.compare(x, y, params, sample, np.full(501, 0.5))
     assert found["rho"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found["tau"] == pytest.approx(stats.kendalltau(x, y).statistic)
     assert found["p"] == pytest.approx(stats.spearmanr(x, y).pvalue)
@@ -35,13 +35,15 @@ def test_statistics_against_scipy_with_ties():
     # the interval, by hand
     rhos = [stats.spearmanr(x[i], y[i]).statistic for i in sample]
     assert found["rho_interval"] == pytest.approx(np.quantile(rhos, [0.025, 0.975]))
+    assert found["true_rho"] == 2 * found["rho"]
+    assert found["true_rho_interval"] == pytest.approx(np.quantile(rhos, [0.025, 0.975]) * 2)
 
 
 def test_top_and_best_half():
     y = np.arange(20.0)
     x = y.copy()
     x[[18, 0]] = x[[0, 18]]
-    found = correlate.compare(x[None], y[None], np.full(20, np.nan), np.array([range(20)]))
+    found = correlate.compare(x, y, np.full(20, np.nan), np.array([range(20)]), np.ones(2))
     assert (
         found["top10_overlap"] == 0.5
         and np.isnan(found["partial_rho"])
@@ -78,22 +80,22 @@ def test_correction_for_attenuation():
     quality = rng.standard_normal(4000)
     x, y = quality + rng.standard_normal((3, 4000)), quality + rng.standard_normal((2, 4000))
     rho = stats.spearmanr(x.mean(0), y.mean(0)).statistic
-    assert rho < 0.75 and correlate.true_correlation(x, y) == pytest.approx(1, abs=0.03)
+    ceiling = correlate.noise_ceiling(x) * correlate.noise_ceiling(y)
+    assert rho < 0.75 and rho / ceiling == pytest.approx(1, abs=0.03)
     r = np.mean([stats.spearmanr(x[i], x[j]).statistic for i, j in ((0, 1), (0, 2), (1, 2))])
     s = stats.spearmanr(*y).statistic
-    reliabilities = 3 * r / (1 + 2 * r) * 2 * s / (1 + s)
-    assert correlate.true_correlation(x, y) == pytest.approx(rho / np.sqrt(reliabilities))
-    assert np.isnan(correlate.true_correlation(x[:1], y))
+    assert ceiling == pytest.approx(np.sqrt(3 * r / (1 + 2 * r) * 2 * s / (1 + s)))
+    assert np.isnan(correlate.noise_ceiling(x[:1]))
     noise = rng.standard_normal((2, 2, 4000))
     noise[1] = -noise[0]  # the seeds contradict each other: nothing is left
-    assert np.isnan(correlate.true_correlation(noise[:, 0], y))
+    assert np.isnan(correlate.noise_ceiling(noise[:, 0]))
 
 
 def test_intervals_shrink_with_the_number_of_architectures():
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((1, 100))
+    x = rng.standard_normal(100)
     sample = rng.integers(100, size=(300, 100))
-    found = correlate.compare(x, x + rng.standard_normal((1, 100)), x[0], sample)
+    found = correlate.compare(x, x + rng.standard_normal(100), x, sample, np.ones(301))
     growth = np.array(found["rho_intervals_of_n"])
     assert growth[:, 0].tolist() == [4, 8, 16, 32, 64, 100]
     assert (np.diff(growth[:, 2] - growth[:, 1]) < 0).all()
@@ -105,7 +107,7 @@ def test_partial_correlation_of_what_is_only_size():
     size = rng.random(400)
     x, y = size + 0.1 * rng.standard_normal(400), size + 0.1 * rng.standard_normal(400)
     sample = rng.integers(400, size=(200, 400))
-    found = correlate.compare(x[None], y[None], size, sample)
+    found = correlate.compare(x, y, size, sample, np.ones(201))
     assert found["rho"] > 0.8 and abs(found["partial_rho"]) < 0.15
 
 

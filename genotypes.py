@@ -127,22 +127,16 @@ def named_cell(name: str) -> Genotype:
 # The shapes of JSON files, see cli.check_shape: what a search and what a training leave behind
 
 IDENTITY = {...: (str, int, float, bool, None, [str])}
-RUN = {
-    **{"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}},
-    **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
-}
+RUN = {"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}}
+RUN |= {"world_size": int, "device": str, "date": str, "git_commit": (str, None)}
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
 EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
-META = {
-    **{**RUN, "identity": {**IDENTITY, "alpha_start": (int, None), "partial": (int, None)}},
-    **{"epoch": int, "epochs": int, "history": [EPOCH]},
-}
-RESULT = {
-    **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
-    **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
-    **{"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}},
-    "images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER]}, None),
-}
+META = RUN | {"identity": IDENTITY | {"alpha_start": (int, None), "partial": (int, None)}}
+META |= {"epoch": int, "epochs": int, "history": [EPOCH]}
+RESULT = RUN | {"identity": IDENTITY | {"width": int, "epochs": int}, "epochs": [dict]}
+RESULT |= {"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER}
+RESULT |= {"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}}
+RESULT |= {"images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER]}, None)}
 
 # --------------------------------------------------------------------------------------------------
 # Reading and writing. `where` opens the message of the InputError that anything malformed gets.

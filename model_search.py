@@ -73,9 +73,8 @@ def scaled_bn(bn, x, weight):
     """Non-affine BN of x (B, E*C, h, w), times weight (E*C,), in one pass."""
     if isinstance(bn, nn.SyncBatchNorm):
         return bn(x) * weight[:, None, None].to(x.dtype)
-    return F.batch_norm(
-        x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps
-    )
+    statistics = bn.running_mean, bn.running_var
+    return F.batch_norm(x, *statistics, weight, None, bn.training, bn.momentum, bn.eps)
 
 
 class Cell(nn.Module):

@@ -151,10 +151,8 @@ def parse_printed(text, where: str) -> Genotype:
     try:
         (printed,) = PRINTED.fullmatch(text[:MAX_PRINTED]).groups()
         printed = RANGE.sub(lambda found: str([*range(*map(int, found.groups()))]), printed)
-        call = ast.parse(printed, mode="eval").body
-        if call.args or ast.unparse(call.func) != "Genotype":
-            raise ValueError
-        fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        keywords = ast.parse(printed, mode="eval").body.keywords
+        fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
     except Exception:  # Python raises many types on what is no cell
         form = "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..."
         raise InputError(f"{where}: not {form}") from None

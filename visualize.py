@@ -194,7 +194,8 @@ def draw_rows(rows, classes, path):
                 picture = colors[picture]
             ax.imshow(picture)
             ax.set_title(text, fontsize=7, color=color, pad=2)
-    handles = [Patch(color=colors[k], label=classes[k]) for k in sorted(seen)]
+    names = dict(enumerate(classes))
+    handles = [Patch(color=colors[k], label=names.get(k, k)) for k in sorted(seen)]
     style = dict(loc="outside lower center", ncols=1 + columns, fontsize=7, frameon=False)
     figure.legend(handles=handles, **style)
     cli.save_figure(figure, path, bbox_inches="tight")
@@ -301,8 +302,7 @@ def draw_predictions(run: Path, path, args):
     import model_eval
     import utils
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, task = model_eval.load_network(run, device)
+    network, task = model_eval.load_network(run, "cuda" if torch.cuda.is_available() else "cpu")
     result = genotypes.read_result(run / "result.json")
     meter, rows, records = utils.Meter(task), [], []
     for name, image, x, y, logits in predict(network, task, result, args):

@@ -18,6 +18,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -247,12 +248,10 @@ def fitting_size(sides, images):
 def load_images(files):
     """An ImageSet of those of the ImageFiles that can be read: their middle squares, scaled."""
     images = np.empty((len(files), files.size, files.size, 3), np.uint8)
-
-    def middle_square(W, H):
-        return image_files.middle(W, H, min(W, H), min(W, H), files.size)
+    crop = partial(image_files.square_crop, view=View(None, "area", files.size), rng=None)
 
     def read(i):
-        images[i], _, found = image_files.read_rgb(files.path(i), middle_square, files.whites)
+        images[i], _, found = image_files.read_rgb(files.path(i), crop, files.whites)
         return found
 
     what = f"{files.root}: images in memory, of {len(files):,}"

@@ -365,9 +365,8 @@ def load_checkpoint(folder, warn=print):
     for path in paths:
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                damaged = archive.testzip()
-            if damaged:
-                raise InputError(f"the checksum of {damaged} is wrong")
+                if damaged := archive.testzip():
+                    raise InputError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
             cli.check_shape(state, CHECKPOINT, "its content")
             return path, state

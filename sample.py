@@ -47,21 +47,10 @@ def parse_args(argv=None):
     add("--draw_only", action="store_true", help="write archs.json and stop")
     add = parser.add_argument_group("trainings").add_argument
     add("--tasks", nargs="+", default=["cls", "rot", "col", "jig"], help="tasks of train.py")
-    add(
-        "--seeds",
-        nargs="+",
-        type=at_least(0, int, 2**32),
-        default=[1],
-        help="seeds of the trainings",
-    )
+    add("--seeds", nargs="+", type=at_least(0, int, 2**32), default=[1], help="of the trainings")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("run").add_argument
-    add(
-        "--out",
-        type=cli.path,
-        metavar="DIR",
-        help="where to write (default: runs/sample_SPACE_DATASET)",
-    )
+    add("--out", type=cli.path, metavar="DIR", help="default: runs/sample_SPACE_DATASET")
     add("--shard", metavar="I/N", default="0/1", help="train every N-th, on disks without locks")
     add("--status", type=cli.path, metavar="DIR", help="show how far the sweep in DIR is, and stop")
     args, args.train_argv = parser.parse_known_args(argv)

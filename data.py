@@ -106,8 +106,7 @@ def check(path, train, test=None):
         raise InputError(f"{path}: {len(train)} images to train, {len(test or [])} to evaluate")
 
 
-# --------------------------------------------------------------------------------------------------
-# Splits and batches
+# ------------------------------------------------------------------------------- Splits and batches
 
 
 def random_subset(n: int, size: int | None) -> torch.Tensor:
@@ -216,8 +215,11 @@ def read_folder(root, size, limit):
     if train.root == root:
         train.labels, train.why_no_labels = None, DataSet.why_no_labels
     if not size:
-        size, note = fitting_size(train.sides, len(train))
-        notes.append(note)
+        sides, median = train.sides, train.sides[len(train.sides) // 2]
+        fitting = [s for s in SIZES if s <= median and 3 * s * s * len(train) <= MAX_BYTES / 4]
+        size = max(fitting, default=SIZES[0])
+        found = f"{len(sides)} images: {sides[0]} to {sides[-1]} pixels, median {median}"
+        notes.append(f"size {size}, from the shorter sides of {found}; --size takes another")
     if one_folder:
         held_out = torch.zeros(len(train), dtype=torch.bool)
         held_out[random_subset(len(train), max(1, round(HELD_OUT * len(train))))] = True
@@ -234,15 +236,6 @@ def read_folder(root, size, limit):
     if one_folder:  # of which some files are unreadable
         train.unreadable, test.unreadable = train.unreadable | test.unreadable, {}
     return train, test
-
-
-def fitting_size(sides, images):
-    """The one of SIZES for so many photos with these shorter sides, and a note on it."""
-    median = sides[len(sides) // 2]
-    fitting = [s for s in SIZES if s <= median and 3 * s * s * images <= MAX_BYTES / 4]
-    size = max(fitting, default=SIZES[0])
-    found = f"{len(sides)} images: {sides[0]} to {sides[-1]} pixels, median {median}"
-    return size, f"size {size}, from the shorter sides of {found}; --size takes another"
 
 
 def load_images(files):
@@ -276,8 +269,7 @@ DATASETS = {
     "cityscapes": image_files.read_cityscapes,
 }
 
-# --------------------------------------------------------------------------------------------------
-# The command line
+# --------------------------------------------------------------------------------- The command line
 
 
 def add_arguments(group):
@@ -289,11 +281,10 @@ def add_arguments(group):
     add("--size", type=at_least(1, int), metavar="PIXELS", help="side of the images or crops")
 
 
-def describe(train, test):
-    """What a run says about its data, as lines; `test` may be None."""
-    notes = dict.fromkeys(note for part in (train, test) if part is not None for note in part.notes)
+def describe(train):
+    """What a run says about its training images, as lines."""
     lines = [f"left out, unreadable: {path} ({why})" for path, why in train.unreadable.items()]
-    return [*notes, *lines[:5]]
+    return [*train.notes, *lines[:5]]
 
 
 def examine(title, dataset):

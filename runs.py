@@ -98,11 +98,9 @@ class Run:
             return result
 
     def start(self, parts, meters, steps):
-        """Resumes if there is a checkpoint to go on with, prints the settings and opens the log.
-
-        parts: {name: what a checkpoint holds and has a state dict}, the network first; meters:
-        {name: Meter of an epoch}, the one that is printed first; steps: in an epoch.
-        """
+        """Resumes if there is a checkpoint, prints the settings and opens the log. parts: {name:
+        what a checkpoint holds and has a state dict}, the network first; meters: {name: Meter of
+        an epoch}, the one that is printed first; steps: in an epoch."""
         self.parts, self.meters, self.steps = parts, meters, steps
         self.network = next(iter(parts.values()))
         self.lock()

@@ -64,8 +64,7 @@ def parse_args(argv=None):
     return args
 
 
-# --------------------------------------------------------------------------------------------------
-# Drawing
+# ------------------------------------------------------------------------------------------ Drawing
 
 
 def draw_nasbench(rng: random.Random) -> NASBenchCell:
@@ -156,8 +155,7 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
     return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 
-# --------------------------------------------------------------------------------------------------
-# The sweep: a training's folder has result.json (finished), failed.json (an error), a lock (busy)
+# ---------------- The sweep: a folder has result.json (done), failed.json (an error), a lock (busy)
 
 
 def trainings(out, archs, tasks, seeds) -> dict:
@@ -219,7 +217,7 @@ def main(args):
     load = lru_cache(data.load)  # reads the data once for all trainings of this process
     if not args.draw_only:
         where = example.dataset, example.data, example.size, example.limit
-        print("\n".join(data.describe(*load(*where, example.workers))))
+        print("\n".join(data.describe(load(*where, example.workers)[0])))
 
     # --- architectures
     drawing = args.space, args.n, args.draw_seed, args.params, args.macs

@@ -143,7 +143,7 @@ def main(args):
         f"{args.task} on {args.dataset}: {len(w_split)} images for the weights, {len(alpha_split)}"
         f" for the alphas; supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
     )
-    run.print(*data.describe(train_set, test_set))
+    run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
         B = args.batch_size // utils.world_size()
         x = torch.ones(B, *task.input_shape[1:], device=device)

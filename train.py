@@ -186,7 +186,7 @@ def main(args, load=data.load, distributed=True):
         f"{arch}, {args.task} on {args.dataset}: {len(train_set)} images to train,"
         f" {len(test_set)} to evaluate; {params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
     )
-    run.print(*data.describe(train_set, test_set))
+    run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
         x = torch.ones(part_size // utils.world_size(), *task.input_shape[1:], device=device)
         run.print(utils.choose_layout(network, autocast, x))

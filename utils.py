@@ -18,8 +18,7 @@ from cli import InputError
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
 progress = "at the start"  # where a run is, for the message of a rank that waited in vain
 
-# --------------------------------------------------------------------------------------------------
-# Set-up
+# ------------------------------------------------------------------------------------------- Set-up
 
 
 def setup(args, distributed=True):
@@ -150,8 +149,7 @@ def cosine_lr(base, epoch, epochs, warmup_epochs=0):
     return 0.5 * base * (1 + math.cos(math.pi * epoch / epochs)) * warmup
 
 
-# --------------------------------------------------------------------------------------------------
-# Ranks: the processes that torchrun started, one for each GPU; without torchrun, one process
+# --------------------------- Ranks: torchrun's processes, one for each GPU; without it, one process
 
 
 def rank():
@@ -233,8 +231,7 @@ def check_equal(name, tensor):
         raise RuntimeError(f"the ranks hold different {name}")
 
 
-# --------------------------------------------------------------------------------------------------
-# Counts, meters, evaluation
+# ----------------------------------------------------------------------- Counts, meters, evaluation
 
 
 def count_params(module):

@@ -145,9 +145,8 @@ def main(args):
     )
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
-        B = args.batch_size // utils.world_size()
-        x = torch.ones(B, *task.input_shape[1:], device=device)
-        run.print(utils.choose_layout(supernet, autocast, x, *(values.detach() for values in arch)))
+        like = args.batch_size, task.input_shape, *(values.detach() for values in arch)
+        run.print(utils.choose_layout(supernet, autocast, *like))
 
     source = train_set, task.view, args.batch_size, device
     stopped = None

@@ -188,8 +188,7 @@ def main(args, load=data.load, distributed=True):
     )
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
-        x = torch.ones(part_size // utils.world_size(), *task.input_shape[1:], device=device)
-        run.print(utils.choose_layout(network, autocast, x))
+        run.print(utils.choose_layout(network, autocast, part_size, task.input_shape))
     if args.compile:
         network.compile()  # in place: the weights keep their names
 

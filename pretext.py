@@ -235,7 +235,7 @@ class Jigsaw(Task):
         self.input_size = int(0.76 * self.patch)  # a gap, so that edges do not give it away
         perms = torch.from_numpy(permutations(self.grid)).to(device)  # (P, T)
         self.num_classes = len(perms)
-        self.classes = [" ".join(map(str, perm)) for perm in perms.tolist()]
+        self.classes = [" ".join(map(str, perm)) for perm in permutations(self.grid).tolist()]
         self.tile_in_slot = perms.argsort(1)
 
     def prepare(self, images, labels, index, train):

@@ -164,8 +164,8 @@ def random_search(meta, found) -> str:
             best, text = rows[-1], f"{random['target']} "
             text += correlate.format_rho(best["mean"], [best["low"], best["high"]])
             text += f", {best['m']} in {cli.format_seconds(best['seconds'])}"
-            texts.append(f"{text}; any one: {rows[0]['mean']:.2f}")
-    return "<br>".join(texts) or "-"
+            texts.append(f"{text} (any one: {rows[0]['mean']:.2f})")
+    return "; ".join(texts) or None
 
 
 def search_table(searches, found) -> list:
@@ -177,22 +177,30 @@ def search_table(searches, found) -> list:
         if cells := likeness.decided(meta):
             stood, epochs, *leads = zip(*cells)
             row[2] = "{} / {} of {} epochs".format(*stood, epochs[0])
-            texts = [[f"{np.median(x):.3f} ({min(x):.3f})" for x in lead] for lead in leads]
+            texts = [[f"{np.median(x):.2g} ({min(x):.2g})" for x in lead] for lead in leads]
             row[3:] = map(" / ".join, texts)
         row += ["{} / {}".format(*last["skips"]), "{} / {}".format(*last["convs"])]
         rows.append([*row, cli.format_seconds(meta["seconds"]), random_search(meta, found)])
-    text = "Normal / reduction cell. Unchanged: by the last epochs with alpha steps. Leads, median"
-    text += (
-        " (least): of a chosen op's weight over the next, of a node's weaker edge over the rest."
+    text = (
+        "Normal / reduction cell. Unchanged: by the last epochs with alpha steps. Lead, median and"
     )
-    text += " Best random cell: by the objective, in its sweep, of as many as train in this time."
-    head += ["skips", "convolutions", "time", "best random cell [95%]"]
+    text += (
+        " least: of a chosen op's weight over the next, of a node's weaker edge over the rest. Of"
+    )
+    text += (
+        " random cells: the best by the objective, in a sweep, of as many as train in this time."
+    )
+    head += ["skips", "convolutions", "time", "of random cells"]
     return [*cli.markdown_table(head, rows), text, ""]
 
 
 def likeness_tables(searches) -> list:
-    """How alike cells are within an objective, between its seeds, and between objectives."""
-    groups, lines = {}, []
+    """How alike cells are that one objective finds with several seeds, or two objectives find."""
+    text = (
+        "Mean over pairs of searches, in the normal / the reduction cell, with a 95% interval that"
+    )
+    text += " leaves out one search at a time. Random: mean and 95% of pairs of random cells."
+    groups, lines = {}, [text, ""]
     for k, search in enumerate(searches):
         groups.setdefault(objective(search["meta"]), []).append(k)
     table, chance = likeness.compare(searches), likeness.chance()
@@ -249,8 +257,9 @@ def main(args):
         lines += [f"## Trained for {objective(rows[0])}", "", *group_table(rows), *cell_table(rows)]
         lines += [f"![Accuracies](accuracy_{k}.png)", "", f"Settings: {settings}", ""]
     if searches:
-        lines += ["## Searches", "", *search_table(searches.values(), found), ""]
-        lines += ["![Alpha histories](alphas.png)", "", *likeness_tables([*searches.values()])]
+        lines += ["## Searches", "", *search_table(searches.values(), found)]
+        lines += ["![Alpha histories](alphas.png)", ""]
+        lines += likeness_tables([*searches.values()]) if len(searches) > 1 else []
         histories = {title(s["meta"]): s["meta"]["history"] for s in searches.values()}
         visualize.draw_history(histories, out / "alphas.png")
         pictures, settings = {}, set()

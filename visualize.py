@@ -294,7 +294,7 @@ def caption(record):
     if "classes" not in record:
         share = record["accuracy"]
         return "prediction" if share is None else f"prediction, {share:.0%} right"
-    lines = [f"{name} {p:.0%}" for name, p in record["classes"].items() if p >= 0.01][:3]
+    lines = [f"{name}: {p:.0%}" for name, p in record["classes"].items() if p >= 0.01][:3]
     mark = {None: "", True: "✓ ", False: "✗ "}[record.get("correct")]
     truth = f"\ntruth: {record['truth']}" if mark == "✗ " else ""
     return mark + "\n".join(lines) + truth

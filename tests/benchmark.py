@@ -344,7 +344,7 @@ def list_files(root, ours):
     in a process of its own."""
     before, start = PROCESS_STATUS.exists() and memory("VmRSS"), time.perf_counter()
     if ours:
-        names, _ = image_files.list_images(root)
+        names, *_ = image_files.list_images(root)
     else:
         folders = [os.path.join(root, name) for name in os.listdir(root)]
         names = sorted(os.path.join(f, name) for f in folders for name in os.listdir(f))

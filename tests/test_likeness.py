@@ -27,10 +27,13 @@ def make_alphas(chosen):
     return alphas
 
 
-def test_choices_are_those_of_derive():
-    alphas = np.random.default_rng(0).standard_normal((2, NUM_EDGES, len(PRIMITIVES)))
-    genotype = model_search.derive(torch.tensor(alphas))
-    for (cell, *_), pairs in zip(likeness.choose({"alphas": alphas.tolist()}), genotype[::2]):
+@pytest.mark.parametrize("names", [["alphas"], ["alphas", "betas"]])
+def test_choices_are_those_of_derive(names):
+    rng = np.random.default_rng(0)
+    arch = [rng.standard_normal((2, NUM_EDGES, 8)), rng.standard_normal((2, NUM_EDGES))]
+    genotype = model_search.derive(*map(torch.tensor, arch[: len(names)]))
+    epoch = {name: values.tolist() for name, values in zip(names, arch)}
+    for (cell, *_), pairs in zip(likeness.choose(epoch), genotype[::2]):
         edges = [(edge_index(2 + k // 2, j), op) for k, (op, j) in enumerate(pairs)]
         assert sorted((edge, PRIMITIVES[1 + op]) for edge, op in cell) == sorted(edges)
 

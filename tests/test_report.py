@@ -129,7 +129,7 @@ def test_report(made_up, capsys):
         "| 0:10 | 75.8 ± 0.18 |",
         "| published | darts_v2 | 60.00 | 1 | 5.000 | 600.0 | 40 | - | 0:10 | 74.9 ± 0.08 |",
         "| rot on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | A cls 50.00 [48.00, "
-        "50.50], 2 in 1:00; any one: 49.00 |",
+        "50.50], 2 in 1:00 (any one: 49.00) |",
         "| cls on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | - |",
         "## Rank correlations\n\n### DARTS\n\n| 0.50 [-0.10, 0.80] |\n",
         "Cells of one group vary by 1.41, so that differences between groups below 22.01 cannot be "

@@ -214,7 +214,7 @@ def test_predictions(tmp_path, shown, capsys, task):
                 assert text == f"prediction, {record['accuracy']:.0%} right"
                 continue
             best, p = next(iter(record["classes"].items()))
-            assert text.startswith(f"{'✗✓'[record['correct']]} {best} {p:.0%}")
+            assert text.startswith(f"{'✗✓'[record['correct']]} {best}: {p:.0%}")
             assert record["correct"] == (best == record["truth"]) == ("truth: " not in text)
 
     photo(90, 60).save(tmp_path / "a.jpg")

@@ -21,14 +21,15 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import cli
+from cli import InputError, at_least
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from filelock import FileLock
 
-import cli
 import image_files
-from cli import InputError, at_least
 from image_files import DataSet, View, listed
 from shapes import SHAPES, load_shapes
 

@@ -17,12 +17,12 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+from cli import InputError
+
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, get_worker_info
-
-from cli import InputError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 COMPRESSED = ".7z", ".bz2", ".gz", ".rar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"

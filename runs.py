@@ -30,14 +30,15 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import cli
+from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
+
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
-import cli
 import genotypes
 import utils
-from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
 
 CHECKPOINTS = "checkpoint.pt", "checkpoint.old.pt"  # the last one and the one before
 CHECKPOINT = {  # its shape, as cli.check_shape has it

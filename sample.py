@@ -20,8 +20,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import cli
-import genotypes
 from cli import InputError, TrainingError, at_least
+
+import genotypes
 from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotype, NASBenchCell
 
 # The size filter of the paper's DARTS sample, inferred from its list: CIFAR-10 networks of width 16

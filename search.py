@@ -15,10 +15,12 @@ pictures of the cell, of the alpha history and of the final weights.
 
 import argparse
 
+import cli
+from cli import InputError, at_least, format_metrics, table_row
+
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import cli
 import data
 import genotypes
 import model_search
@@ -27,7 +29,6 @@ import pretext
 import runs
 import utils
 import visualize
-from cli import InputError, at_least, format_metrics, table_row
 
 # The paper's settings, on CIFAR-10 those of DARTS, with partial channels those of PC-DARTS; shapes:
 # two minutes on two CPU cores. A size of None is that of the images, images of None are one half

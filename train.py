@@ -12,10 +12,12 @@ of the paper). Writes result.json at the end.
 import argparse
 import bisect
 
+import cli
+from cli import InputError, at_least, format_seconds, table_row
+
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import cli
 import data
 import genotypes
 import model_eval
@@ -23,7 +25,6 @@ import ops
 import pretext
 import runs
 import utils
-from cli import InputError, at_least, format_seconds, table_row
 
 # The evaluation phase (Sec. 4, on CIFAR-10 that of DARTS) and the sample-based study (Sec. 3.3),
 # whose settings also serve where the paper has none. shapes: minutes on two CPU cores. The first

@@ -9,11 +9,11 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
+from cli import InputError
+
 import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
-
-from cli import InputError
 
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
 progress = "at the start"  # where a run is, for the message of a rank that waited in vain

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import cli  # noqa: E402
+
 import correlate  # noqa: E402
 import data  # noqa: E402
 import genotypes  # noqa: E402

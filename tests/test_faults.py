@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli
+
 import pytest
 import torch
 
-import cli
 import runs
 import sample
 import search

@@ -12,12 +12,13 @@ import json
 import os
 from pathlib import Path
 
+import cli
+
 import numpy as np
 from matplotlib import colormaps, cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-import cli
 import genotypes
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the pale yellow

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
+from cli import InputError
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,6 @@ import search
 import shapes
 import train
 import visualize
-from cli import InputError
 from image_files import View
 
 

@@ -70,8 +70,7 @@ def run(main, parse_args, argv=None):
         sys.exit(130)
 
 
-# --------------------------------------------------------------------------------------------------
-# Arguments
+# ---------------------------------------------------------------------------------------- Arguments
 
 LARGEST = {int: 2**31, float: 1e38}  # what int32 and float32 hold
 
@@ -133,8 +132,7 @@ def table_row(table, *keys) -> dict:
     raise KeyError(keys)
 
 
-# --------------------------------------------------------------------------------------------------
-# Files
+# -------------------------------------------------------------------------------------------- Files
 
 
 @contextmanager
@@ -211,8 +209,7 @@ def check_shape(value, shape, where, *names):
                 check_shape(value.setdefault(name), inner, where, *names, name)
 
 
-# --------------------------------------------------------------------------------------------------
-# Text
+# --------------------------------------------------------------------------------------------- Text
 
 
 def markdown_table(head, rows) -> list:
@@ -253,10 +250,8 @@ def write_page(path, lines):
         tag = {"-": "li", "#": "h1", "##": "h2", "###": "h3", "####": "h4"}.get(mark)
         return f"<{tag}>{text}</{tag}>" if tag else f"<p>{line}</p>"
 
-    body = []
-    for mark, group in groupby(
-        filter(None, lines), lambda line: line[0] if line[0] in "|-" else ""
-    ):
+    body, filled = [], filter(None, lines)
+    for mark, group in groupby(filled, lambda line: line[0] if line[0] in "|-" else ""):
         parts = [element(line) for line in group if not line.startswith("| ---")]
         if mark == "|":
             head = parts[0].replace("<td>", "<th>")
@@ -265,13 +260,12 @@ def write_page(path, lines):
     head = '<!DOCTYPE html><html lang="en"><meta charset="utf-8">'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{html.escape(lines[0].lstrip('# '))}</title><style>{STYLE}</style>"
-    replace_file(path, lambda file: file.write("\n".join([head, *body, ""]).encode()))
+    write_text(path, "\n".join([head, *body, ""]))
 
 
 def format_metrics(metrics):
     """{"loss": 0.5, "top1": 31.25} -> "loss 0.5  top1 31.25"; lists are left out."""
-    parts = [f"{k} {v:.4g}" for k, v in metrics.items() if not isinstance(v, list)]
-    return "  ".join(parts)
+    return "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if not isinstance(v, list))
 
 
 def format_seconds(seconds):

@@ -14,13 +14,14 @@ from collections import defaultdict
 from itertools import combinations, product
 from pathlib import Path
 
+import cli
+from cli import NUMBER, InputError, at_least
+
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import special, stats
 
-import cli
 import genotypes
-from cli import NUMBER, InputError, at_least
 
 SPACES = {"darts": "DARTS", "nasbench101": "NAS-Bench-101"}
 STYLES = {  # of a task: colour, marker

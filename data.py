@@ -18,16 +18,18 @@ import hashlib
 import os
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
+
+import cli
+from cli import InputError, at_least
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from filelock import FileLock
 
-import cli
 import image_files
-from cli import InputError, at_least
 from image_files import DataSet, View, listed
 from shapes import SHAPES, load_shapes
 
@@ -105,8 +107,7 @@ def check(path, train, test=None):
         raise InputError(f"{path}: {len(train)} images to train, {len(test or [])} to evaluate")
 
 
-# --------------------------------------------------------------------------------------------------
-# Splits and batches
+# ------------------------------------------------------------------------------- Splits and batches
 
 
 def random_subset(n: int, size: int | None) -> torch.Tensor:
@@ -215,8 +216,11 @@ def read_folder(root, size, limit):
     if train.root == root:
         train.labels, train.why_no_labels = None, DataSet.why_no_labels
     if not size:
-        size, note = fitting_size(train.sides, len(train))
-        notes.append(note)
+        sides, median = train.sides, train.sides[len(train.sides) // 2]
+        fitting = [s for s in SIZES if s <= median and 3 * s * s * len(train) <= MAX_BYTES / 4]
+        size = max(fitting, default=SIZES[0])
+        found = f"{len(sides)} images: {sides[0]} to {sides[-1]} pixels, median {median}"
+        notes.append(f"size {size}, from the shorter sides of {found}; --size takes another")
     if one_folder:
         held_out = torch.zeros(len(train), dtype=torch.bool)
         held_out[random_subset(len(train), max(1, round(HELD_OUT * len(train))))] = True
@@ -235,24 +239,13 @@ def read_folder(root, size, limit):
     return train, test
 
 
-def fitting_size(sides, images):
-    """The one of SIZES for so many photos with these shorter sides, and a note on it."""
-    median = sides[len(sides) // 2]
-    fitting = [s for s in SIZES if s <= median and 3 * s * s * images <= MAX_BYTES / 4]
-    size = max(fitting, default=SIZES[0])
-    found = f"{len(sides)} images: {sides[0]} to {sides[-1]} pixels, median {median}"
-    return size, f"size {size}, from the shorter sides of {found}; --size takes another"
-
-
 def load_images(files):
     """An ImageSet of those of the ImageFiles that can be read: their middle squares, scaled."""
     images = np.empty((len(files), files.size, files.size, 3), np.uint8)
-
-    def middle_square(W, H):
-        return image_files.middle(W, H, min(W, H), min(W, H), files.size)
+    crop = partial(image_files.square_crop, view=View(None, "area", files.size), rng=None)
 
     def read(i):
-        images[i], _, found = image_files.read_rgb(files.path(i), middle_square, files.whites)
+        images[i], _, found = image_files.read_rgb(files.path(i), crop, files.whites)
         return found
 
     what = f"{files.root}: images in memory, of {len(files):,}"
@@ -277,8 +270,7 @@ DATASETS = {
     "cityscapes": image_files.read_cityscapes,
 }
 
-# --------------------------------------------------------------------------------------------------
-# The command line
+# --------------------------------------------------------------------------------- The command line
 
 
 def add_arguments(group):
@@ -290,11 +282,10 @@ def add_arguments(group):
     add("--size", type=at_least(1, int), metavar="PIXELS", help="side of the images or crops")
 
 
-def describe(train, test):
-    """What a run says about its data, as lines; `test` may be None."""
-    notes = dict.fromkeys(note for part in (train, test) if part is not None for note in part.notes)
+def describe(train):
+    """What a run says about its training images, as lines."""
     lines = [f"left out, unreadable: {path} ({why})" for path, why in train.unreadable.items()]
-    return [*notes, *lines[:5]]
+    return [*train.notes, *lines[:5]]
 
 
 def examine(title, dataset):

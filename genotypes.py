@@ -20,10 +20,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import cli
 from cli import NUMBER, InputError, check_shape, read_json
+
+import numpy as np
 
 # The candidate operations of the DARTS space, in the order of the columns of alpha
 PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]

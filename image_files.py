@@ -17,12 +17,12 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+from cli import InputError
+
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, get_worker_info
-
-from cli import InputError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 COMPRESSED = ".7z", ".bz2", ".gz", ".rar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"
@@ -42,10 +42,9 @@ class View(NamedTuple):
     base: float = 1.0  # of street scenes, the share of their own size around which crops are scaled
 
 
-# --------------------------------------------------------------------------------------------------
-# Crops of images on disk: from the image's width and height, and a random generator or None, to the
-# box (left, top, right, bottom) to take and the (w, h) to scale it to. Without a generator, for
-# evaluation, it is in the middle.
+# -------------------------------------------------------------------------- Crops of images on disk
+# From an image's width and height, and a random generator or None, to the box (left, top, right,
+# bottom) to take and the (w, h) to scale it to. Without a generator, for evaluation: in the middle.
 
 
 def window(W, H, w, h, size, rng):
@@ -98,8 +97,7 @@ def square_crop(W, H, view, rng):
 CROPS = {"imagenet": photo_crop, "imagenet22k": photo_crop, "cityscapes": scene_crop}
 
 
-# --------------------------------------------------------------------------------------------------
-# Decoding
+# ----------------------------------------------------------------------------------------- Decoding
 
 
 def resized(image, box, size, resample):
@@ -229,8 +227,7 @@ def try_all(read, items, what=None, threads=None):
     return results, errors
 
 
-# --------------------------------------------------------------------------------------------------
-# The list of files
+# -------------------------------------------------------------------------------- The list of files
 
 
 class Member(namedtuple("Member", "tar name offset size")):
@@ -317,8 +314,7 @@ def listed(counts):
     return ", ".join(f"{n} {what}" for what, n in by_count if n) or "nothing"
 
 
-# --------------------------------------------------------------------------------------------------
-# Data sets
+# ---------------------------------------------------------------------------------------- Data sets
 
 
 class DataSet:

@@ -7,11 +7,12 @@ import math
 from functools import partial
 from pathlib import Path
 
+from cli import InputError, TrainingError
+
 import torch
 import torch.nn as nn
 
 import ops
-from cli import InputError, TrainingError
 from genotypes import Genotype, NASBenchCell, parse_arch, read_result, to_text
 
 

@@ -12,11 +12,12 @@ import os
 import statistics
 from pathlib import Path
 
+import cli
+
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-import cli
 import correlate
 import genotypes
 import likeness

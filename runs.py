@@ -11,9 +11,9 @@
     run.finish()
 
 All ranks call all of these methods, in which they exchange messages; rank 0 alone prints and
-writes. The folder gets log.jsonl, TensorBoard's events where it is installed, and checkpoint.pt:
-after each epoch, every --save_every steps, and on SIGTERM. A run that was killed at any moment goes
-on from it with --resume, to the result of an undisturbed run.
+writes. The folder gets log.jsonl and checkpoint.pt: after each epoch, every --save_every steps, and
+on SIGTERM. A run that was killed at any moment goes on from it with --resume, to the result of an
+undisturbed run.
 """
 
 import io
@@ -30,14 +30,15 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import cli
+from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
+
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
-import cli
 import genotypes
 import utils
-from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
 
 CHECKPOINTS = "checkpoint.pt", "checkpoint.old.pt"  # the last one and the one before
 CHECKPOINT = {  # its shape, as cli.check_shape has it
@@ -98,11 +99,9 @@ class Run:
             return result
 
     def start(self, parts, meters, steps):
-        """Resumes if there is a checkpoint to go on with, prints the settings and opens the log.
-
-        parts: {name: what a checkpoint holds and has a state dict}, the network first; meters:
-        {name: Meter of an epoch}, the one that is printed first; steps: in an epoch.
-        """
+        """Resumes if there is a checkpoint, prints the settings and opens the log. parts: {name:
+        what a checkpoint holds and has a state dict}, the network first; meters: {name: Meter of
+        an epoch}, the one that is printed first; steps: in an epoch."""
         self.parts, self.meters, self.steps = parts, meters, steps
         self.network = next(iter(parts.values()))
         self.lock()
@@ -113,7 +112,7 @@ class Run:
         shown = [f"{k} {v}" for k, v in vars(self.args).items() if v is not None]
         self.print(f"settings: {', '.join(shown)}", f"writing to {self.out}")
         if not utils.rank():
-            self.log = Log(self.out, self.header, self.epochs_done, self.steps_done)
+            start_log(self.out / "log.jsonl", self.header, self.epochs_done, self.steps_done)
         if threading.current_thread() is threading.main_thread():  # Python allows it there alone
             signal.signal(signal.SIGTERM, self.on_sigterm)
         self.started = time.time(), self.epochs_done * steps + self.steps_done
@@ -303,7 +302,9 @@ class Run:
 
     def write_log(self, **values):
         if not utils.rank():
-            self.log.write(values)
+            path = self.out / "log.jsonl"
+            with cli.named(path), open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values, allow_nan=False) + "\n")
 
     def print_progress(self):
         """Where the run is, how fast, and how much time is left."""
@@ -363,9 +364,8 @@ def load_checkpoint(folder, warn=print):
     for path in paths:
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                damaged = archive.testzip()
-            if damaged:
-                raise InputError(f"the checksum of {damaged} is wrong")
+                if damaged := archive.testzip():
+                    raise InputError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
             cli.check_shape(state, CHECKPOINT, "its content")
             return path, state
@@ -377,39 +377,14 @@ def load_checkpoint(folder, warn=print):
     raise InputError(f"{paths[-1]}: no usable checkpoint ({reason}); remove {folder} to start anew")
 
 
-class Log:
-    """log.jsonl: a header, then a line for each print and each epoch. With TensorBoard installed,
-    the numbers of each epoch are its events, too."""
-
-    def __init__(self, out, header, epochs_done=0, steps_done=0):
-        """Takes out the lines that a resumed run repeats."""
-        self.path = out / "log.jsonl"
-        lines = [json.dumps(header).encode() + b"\n"]
-        if (epochs_done or steps_done) and self.path.exists():
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            lines = [line for line in lines if is_before(line, epochs_done, steps_done)]
-        cli.replace_file(self.path, lambda file: file.write(b"".join(lines)))
-        self.events = None
-
-    def write(self, values):
-        with cli.named(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values, allow_nan=False) + "\n")
-        if self.events is False or "step" in values:
-            return
-        try:
-            if not self.events:
-                from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds
-
-                self.events = SummaryWriter(self.path.parent, purge_step=values["epoch"])
-            for name, value in values.items():
-                for k, number in enumerate(value) if isinstance(value, list) else [("", value)]:
-                    if isinstance(number, (int, float)):
-                        self.events.add_scalar(f"{name}{k}", number, values["epoch"])
-            self.events.flush()
-        except Exception as error:  # whatever is wrong with an installation or a disk
-            if not isinstance(error, ImportError):
-                print(f"note: TensorBoard fails, going on without it ({error})")
-            self.events = False
+def start_log(path, header, epochs_done=0, steps_done=0):
+    """log.jsonl: a header, then a line for each print and each epoch. Takes out the lines that a
+    resumed run repeats."""
+    lines = [json.dumps(header).encode() + b"\n"]
+    if (epochs_done or steps_done) and path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines = [line for line in lines if is_before(line, epochs_done, steps_done)]
+    cli.replace_file(path, lambda file: file.write(b"".join(lines)))
 
 
 def is_before(line, epochs_done, steps_done):

@@ -20,8 +20,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import cli
-import genotypes
 from cli import InputError, TrainingError, at_least
+
+import genotypes
 from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotype, NASBenchCell
 
 # The size filter of the paper's DARTS sample, inferred from its list: CIFAR-10 networks of width 16
@@ -47,21 +48,10 @@ def parse_args(argv=None):
     add("--draw_only", action="store_true", help="write archs.json and stop")
     add = parser.add_argument_group("trainings").add_argument
     add("--tasks", nargs="+", default=["cls", "rot", "col", "jig"], help="tasks of train.py")
-    add(
-        "--seeds",
-        nargs="+",
-        type=at_least(0, int, 2**32),
-        default=[1],
-        help="seeds of the trainings",
-    )
+    add("--seeds", nargs="+", type=at_least(0, int, 2**32), default=[1], help="of the trainings")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("run").add_argument
-    add(
-        "--out",
-        type=cli.path,
-        metavar="DIR",
-        help="where to write (default: runs/sample_SPACE_DATASET)",
-    )
+    add("--out", type=cli.path, metavar="DIR", help="default: runs/sample_SPACE_DATASET")
     add("--shard", metavar="I/N", default="0/1", help="train every N-th, on disks without locks")
     add("--status", type=cli.path, metavar="DIR", help="show how far the sweep in DIR is, and stop")
     args, args.train_argv = parser.parse_known_args(argv)
@@ -75,8 +65,7 @@ def parse_args(argv=None):
     return args
 
 
-# --------------------------------------------------------------------------------------------------
-# Drawing
+# ------------------------------------------------------------------------------------------ Drawing
 
 
 def draw_nasbench(rng: random.Random) -> NASBenchCell:
@@ -167,8 +156,7 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
     return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 
-# --------------------------------------------------------------------------------------------------
-# The sweep: a training's folder has result.json (finished), failed.json (an error), a lock (busy)
+# ---------------- The sweep: a folder has result.json (done), failed.json (an error), a lock (busy)
 
 
 def trainings(out, archs, tasks, seeds) -> dict:
@@ -230,7 +218,7 @@ def main(args):
     load = lru_cache(data.load)  # reads the data once for all trainings of this process
     if not args.draw_only:
         where = example.dataset, example.data, example.size, example.limit
-        print("\n".join(data.describe(*load(*where, example.workers))))
+        print("\n".join(data.describe(load(*where, example.workers)[0])))
 
     # --- architectures
     drawing = args.space, args.n, args.draw_seed, args.params, args.macs

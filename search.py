@@ -15,10 +15,12 @@ pictures of the cell, of the alpha history and of the final weights.
 
 import argparse
 
+import cli
+from cli import InputError, at_least, format_metrics, table_row
+
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import cli
 import data
 import genotypes
 import model_search
@@ -27,7 +29,6 @@ import pretext
 import runs
 import utils
 import visualize
-from cli import InputError, at_least, format_metrics, table_row
 
 # The paper's settings, on CIFAR-10 those of DARTS, with partial channels those of PC-DARTS; shapes:
 # two minutes on two CPU cores. A size of None is that of the images, images of None are one half
@@ -135,11 +136,10 @@ def main(args):
     images = f"{len(w_split)} images for the weights, {len(alpha_split)} for the alphas"
     size = f"supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
     run.print(f"{args.task} on {args.dataset}: {images}; {size}")
-    run.print(*data.describe(train_set, test_set))
+    run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
-        B = args.batch_size // utils.world_size()
-        x = torch.ones(B, *task.input_shape[1:], device=device)
-        run.print(utils.choose_layout(supernet, autocast, x, *(values.detach() for values in arch)))
+        like = args.batch_size, task.input_shape, *(values.detach() for values in arch)
+        run.print(utils.choose_layout(supernet, autocast, *like))
 
     source = train_set, task.view, args.batch_size, device
     stopped = None

@@ -12,10 +12,12 @@ of the paper). Writes result.json at the end.
 import argparse
 import bisect
 
+import cli
+from cli import InputError, at_least, format_seconds, table_row
+
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import cli
 import data
 import genotypes
 import model_eval
@@ -23,7 +25,6 @@ import ops
 import pretext
 import runs
 import utils
-from cli import InputError, at_least, format_seconds, table_row
 
 # The evaluation phase (Sec. 4, on CIFAR-10 that of DARTS) and the sample-based study (Sec. 3.3),
 # whose settings also serve where the paper has none. shapes: minutes on two CPU cores. The first
@@ -173,10 +174,9 @@ def main(args, load=data.load, distributed=True):
     images = f"{len(train_set)} images to train, {len(test_set)} to evaluate"
     size = f"{params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
     run.print(f"{arch}, {args.task} on {args.dataset}: {images}; {size}")
-    run.print(*data.describe(train_set, test_set))
+    run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
-        x = torch.ones(part_size // utils.world_size(), *task.input_shape[1:], device=device)
-        run.print(utils.choose_layout(network, autocast, x))
+        run.print(utils.choose_layout(network, autocast, part_size, task.input_shape))
     if args.compile:
         network.compile()  # in place: the weights keep their names
 

@@ -9,17 +9,16 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
+from cli import InputError
+
 import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from cli import InputError
-
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
 progress = "at the start"  # where a run is, for the message of a rank that waited in vain
 
-# --------------------------------------------------------------------------------------------------
-# Set-up
+# ------------------------------------------------------------------------------------------- Set-up
 
 
 def setup(args, distributed=True):
@@ -122,11 +121,12 @@ def place(network, device, sync_bn=False):
     return network.to(device, memory_format=torch.channels_last)
 
 
-def choose_layout(network, autocast, x, *alphas):
+def choose_layout(network, autocast, batch_size, input_shape, *alphas):
     """On a GPU: the network goes on in the memory format in which a copy takes its steps faster;
     returns a line about it. Grouped convolutions in channels_last are slow with some GPUs and
     versions of cuDNN (github.com/pytorch/pytorch/issues/34977)."""
-    seconds = {}
+    device, seconds = next(network.parameters()).device, {}
+    x = torch.ones(batch_size // world_size(), *input_shape[1:], device=device)
     for layout in (torch.channels_last, torch.contiguous_format):
         trial = copy.deepcopy(network).to(memory_format=layout)
         for step in range(8):
@@ -150,8 +150,7 @@ def cosine_lr(base, epoch, epochs, warmup_epochs=0):
     return 0.5 * base * (1 + math.cos(math.pi * epoch / epochs)) * warmup
 
 
-# --------------------------------------------------------------------------------------------------
-# Ranks: the processes that torchrun started, one for each GPU; without torchrun, one process
+# --------------------------- Ranks: torchrun's processes, one for each GPU; without it, one process
 
 
 def rank():
@@ -227,17 +226,13 @@ def check_same(what, value):
 
 
 def check_equal(name, tensor):
-    """RuntimeError if the ranks hold different values of what they must agree on. All ranks call
-    it."""
+    """RuntimeError if the ranks hold different values of what they compute alike."""
     first, *others = gather(tensor.detach().cpu())
-    for k, other in enumerate(others, start=1):
-        if not torch.equal(first, other):
-            difference = (first - other).abs().max()
-            raise RuntimeError(f"{name} of rank 0 and rank {k} differ by up to {difference:.3g}")
+    if not all(torch.equal(first, other) for other in others):
+        raise RuntimeError(f"the ranks hold different {name}")
 
 
-# --------------------------------------------------------------------------------------------------
-# Counts, meters, evaluation
+# ----------------------------------------------------------------------- Counts, meters, evaluation
 
 
 def count_params(module):

@@ -12,13 +12,14 @@ import json
 import os
 from pathlib import Path
 
+import cli
+
 import numpy as np
 from matplotlib import colormaps, cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from scipy.special import softmax
 
-import cli
 import genotypes
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the pale yellow

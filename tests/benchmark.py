@@ -32,13 +32,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import cli
+
 import numpy as np
 import torch
 from baseline_tasks import baseline_col, baseline_jig, baseline_rot
 from edge_supernet import EdgeSupernet, copy_weights
 from PIL import Image
 
-import cli
 import data
 import genotypes
 import image_files

@@ -39,13 +39,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import cli
+
 import matplotlib.backends.backend_agg  # noqa: F401  what children would import, each anew
 import numpy as np
 import torch._dynamo  # noqa: F401
 import torch.utils.flop_counter  # noqa: F401
 from PIL import Image
 
-import cli
 import correlate
 import data
 import genotypes

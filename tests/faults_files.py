@@ -12,7 +12,6 @@ again by the real scripts. Each generator yields (name, verdict, detail) of an i
 
 import argparse
 import collections
-import contextlib
 import copy
 import functools
 import json
@@ -33,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import cli  # noqa: E402
+
 import correlate  # noqa: E402
 import data  # noqa: E402
 import genotypes  # noqa: E402
@@ -125,7 +125,7 @@ def train_until_start(*argv):
 
 
 def read_log():
-    runs.Log(Path("study/search_x"), {"a": "header"}, 2, 0)
+    runs.start_log(Path("study/search_x/log.jsonl"), {"a": "header"}, 2, 0)
 
 
 def show(*names):
@@ -171,8 +171,6 @@ def warm():
     import torch._dynamo  # torch itself does so when it runs a convolution on no device
     import torch.utils.flop_counter  # noqa: F401
 
-    with contextlib.suppress(ImportError):
-        import torch.utils.tensorboard  # noqa: F401
     data.load_shapes = functools.lru_cache(data.load_shapes)
     data.load("shapes", None, 8, 40)
 

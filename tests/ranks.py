@@ -7,10 +7,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import cli
+from cli import InputError
+
 import torch
 import torch.nn as nn
 
-import cli
 import data
 import model_eval
 import pretext
@@ -18,7 +20,6 @@ import runs
 import search
 import train
 import utils
-from cli import InputError
 from genotypes import load_arch
 
 SMALL = "--width 4 --layers 2 --device cpu --epochs 1".split()

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli
+from cli import InputError
+
 import numpy as np
 import pytest
 from scipy import stats
 
-import cli
 import correlate
 import genotypes
-from cli import InputError
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from cli import InputError
+
 import pytest
 import ranks
 import torch
@@ -18,7 +20,6 @@ import genotypes
 import pretext
 import runs
 import train
-from cli import InputError
 
 ROOT = Path(__file__).parent.parent
 

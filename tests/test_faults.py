@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli
+
 import pytest
 import torch
 
-import cli
 import runs
 import sample
 import search
@@ -57,7 +58,7 @@ def test_a_sweep_ends_on_a_full_disk(tmp_path, capsys, monkeypatch):
     argv = [*SMALL, "-n", "1", "--space", "nasbench101", "--width", "8", "--layers", "3"]
     argv += ["--tasks", "rot", "--epochs", "1", "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Log, "write", full_disk)
+        patch.setattr(runs.Run, "write_log", full_disk)
         with pytest.raises(OSError):
             cli.run(sample.main, sample.parse_args, argv)
     assert not list(tmp_path.rglob("failed.json"))
@@ -106,28 +107,6 @@ def test_a_notebook(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     cli.run(print, lambda argv: "hello")
     assert sys.stdout.getvalue() == "hello\n"
-
-
-def test_a_broken_tensorboard(tmp_path, monkeypatch, capsys):
-    """Its import fails, or it does later."""
-    import types
-
-    class Writer:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def add_scalar(self, *args):
-            raise OSError("no space for events")
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    for writer in (full_disk, Writer):
-        module.SummaryWriter = writer
-        log = runs.Log(tmp_path, {})
-        log.write({"epoch": 1, "loss": 1.0})
-        log.write({"epoch": 2, "loss": 1.0})
-        assert capsys.readouterr().out.count("note: TensorBoard fails") == 1
-        assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
 
 
 def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, capsys, monkeypatch):

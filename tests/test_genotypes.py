@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cli import InputError, write_json
+
 import pytest
 
 import genotypes
-from cli import InputError, write_json
 from genotypes import CELLS, load_arch, to_entry
 
 ROOT = Path(__file__).parent.parent

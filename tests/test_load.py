@@ -3,10 +3,11 @@
 import copy
 import importlib.util
 
+import cli
+
 import pytest
 import torch
 
-import cli
 import genotypes
 import image_files
 import model_eval

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cli import InputError
+
 import pytest
 import torch
 import torch.nn as nn
@@ -12,7 +14,6 @@ import torch.nn.functional as F
 from edge_supernet import EdgeSupernet, copy_weights, paired_parameters
 
 import utils
-from cli import InputError
 from genotypes import CELLS, PRIMITIVES, Genotype, load_arch
 from model_eval import Network, check_auxiliary
 from model_search import Supernet, alpha_stats, derive, edge_index, init_alphas

@@ -2,6 +2,8 @@
 
 import itertools
 
+from cli import InputError
+
 import baseline_tasks
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ import torch
 
 import data
 import pretext
-from cli import InputError
 from genotypes import load_arch
 from image_files import View
 from model_eval import Network

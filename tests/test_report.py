@@ -10,10 +10,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import cli
+
 import numpy as np
 import pytest
 
-import cli
 import genotypes
 import likeness
 import report

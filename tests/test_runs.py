@@ -12,12 +12,13 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import cli
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import cli
 import data
 import genotypes
 import model_search

@@ -11,18 +11,19 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import cli
+from cli import InputError
+
 import pytest
 import torch
 from filelock import FileLock
 from scipy import stats
 
-import cli
 import data
 import genotypes
 import sample
 import train
 import utils
-from cli import InputError
 from genotypes import NASBENCH_OPS, NASBenchCell, load_archs, nasbench_hash, parse_nasbench, prune
 from model_eval import build_network, vertex_channels
 from pretext import PooledHead

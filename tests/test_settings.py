@@ -1,8 +1,9 @@
 """The tables of defaults against the paper's settings, and what --help shows of them."""
 
+import cli
+
 import pytest
 
-import cli
 import genotypes
 import search
 import train

@@ -17,7 +17,6 @@ import pytest
 import correlate
 import genotypes
 import report
-import runs
 import sample
 import search
 import train
@@ -304,17 +303,3 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     assert finished(study(tmp_path, script=script))[0] == 0
     again = json.loads((out / "report.json").read_text())
     assert [dict(row, seconds=0) for row in again] == [dict(row, seconds=0) for row in rows]
-
-
-def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = runs.Log(tmp_path, {})
-    log.write(dict(epoch=1, step=5, loss=9.0))
-    for epoch in (1, 2):
-        log.write(dict(epoch=epoch, loss=3.0 - epoch, entropy=[0.5, 0.25], genotype={}))
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
-    assert events.Scalars("entropy1")[0].value == 0.25

@@ -10,13 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import cli
+from cli import InputError
+
 import pytest
 import torch
 import torch.nn as nn
 from conftest import photo
 from filelock import FileLock
 
-import cli
 import data
 import image_files
 import pretext
@@ -25,7 +27,6 @@ import sample
 import search
 import train
 import utils
-from cli import InputError
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--limit", "40", "--width", "4", "--layers", "2", "--batch_size", "10", "--device", "cpu"]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,6 @@ from conftest import photo
 from matplotlib.axes import Axes
 from PIL import Image
 
-import cli
 import data
 import pretext
 import search

@@ -26,16 +26,8 @@ from cli import NUMBER, InputError, check_shape, read_json
 import numpy as np
 
 # The candidate operations of the DARTS space, in the order of the columns of alpha
-PRIMITIVES = [
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-]
+PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
+PRIMITIVES += ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
 OP_NAMES = PRIMITIVES + ["sep_conv_7x7", "conv_7x1_1x7"]  # NASNet, PNASNet, AmoebaNet need two more
 
 NODES = 4  # intermediate nodes of a searched cell
@@ -127,54 +119,40 @@ def named_cell(name: str) -> Genotype:
         return [(SHORT_NAMES[op], int(j)) for op, j in words]
 
     normal, reduce, *concats = CELLS[name]
-    normal_concat, reduce_concat = concats or ([2, 3, 4, 5], [2, 3, 4, 5])
-    return Genotype(pairs(normal), normal_concat, pairs(reduce), reduce_concat)
+    concats = concats or ([2, 3, 4, 5], [2, 3, 4, 5])
+    return Genotype(pairs(normal), concats[0], pairs(reduce), concats[1])
 
 
 # --------------------------------------------------------------------------------------------------
 # The shapes of JSON files, see cli.check_shape: what a search and what a training leave behind
 
 IDENTITY = {...: (str, int, float, bool, None, [str])}
-RUN = {
-    **{"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}},
-    **{"world_size": int, "device": str, "date": str, "git_commit": (str, None)},
-}
+RUN = {"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}}
+RUN |= {"world_size": int, "device": str, "date": str, "git_commit": (str, None)}
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
 EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
-META = {
-    **{**RUN, "identity": {**IDENTITY, "alpha_start": (int, None), "partial": (int, None)}},
-    **{"epoch": int, "epochs": int, "history": [EPOCH]},
-}
-RESULT = {
-    **{**RUN, "identity": {**IDENTITY, "width": int, "epochs": int}, "epochs": [dict]},
-    **{"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER},
-    **{"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}},
-    "images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER]}, None),
-}
+META = RUN | {"identity": IDENTITY | {"alpha_start": (int, None), "partial": (int, None)}}
+META |= {"epoch": int, "epochs": int, "history": [EPOCH]}
+RESULT = RUN | {"identity": IDENTITY | {"width": int, "epochs": int}, "epochs": [dict]}
+RESULT |= {"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER}
+RESULT |= {"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}}
+RESULT |= {"images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER]}, None)}
 
 # --------------------------------------------------------------------------------------------------
 # Reading and writing. `where` opens the message of the InputError that anything malformed gets.
 
-
 PRINTED = re.compile(r"[\w\s:=,./-]*(Genotype\([^\\]*\))\s*")  # what may stand before: time, name
+RANGE = re.compile(r"range\(\s*(\d{1,2})\s*,\s*(\d{1,2})\s*\)")
 MAX_PRINTED = 5000  # characters; a cell has about 1000
 
 
 def parse_printed(text, where: str) -> Genotype:
     """A genotype as DARTS, P-DARTS, PC-DARTS and NASLib print it. Nothing is evaluated."""
-
-    def value(node):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and not node.keywords:
-            start, stop = map(ast.literal_eval, node.args)
-            return list(range(max(start, 0), min(stop, 100)))
-        return ast.literal_eval(node)
-
     try:
         (printed,) = PRINTED.fullmatch(text[:MAX_PRINTED]).groups()
-        call = ast.parse(printed, mode="eval").body
-        if call.args or ast.unparse(call.func) != "Genotype":
-            raise ValueError
-        fields = {keyword.arg: value(keyword.value) for keyword in call.keywords}
+        printed = RANGE.sub(lambda found: str([*range(*map(int, found.groups()))]), printed)
+        keywords = ast.parse(printed, mode="eval").body.keywords
+        fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
     except Exception:  # Python raises many types on what is no cell
         form = "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..."
         raise InputError(f"{where}: not {form}") from None
@@ -219,17 +197,15 @@ def parse_nasbench(entry, where: str) -> NASBenchCell:
         raise InputError(f"{where}: an edge leads back; the matrix must be upper triangular")
     known = all(op in NASBENCH_OPS for op in ops[1:-1])
     if len(ops) != V or ops[0] != "input" or ops[-1] != "output" or not known:
-        raise InputError(
-            f"{where}: {V} ops are needed: input, {' or '.join(NASBENCH_OPS)}, output; not {ops}"
-        )
+        wanted = f"input, {' or '.join(NASBENCH_OPS)}, output"
+        raise InputError(f"{where}: {V} ops are needed: {wanted}; not {ops}")
     cell = prune(NASBenchCell(matrix, ops))
     if cell is None:
         raise InputError(f"{where}: no path leads from input to output")
     V, E = len(cell.ops), sum(map(sum, cell.matrix))
     if V > MAX_VERTICES or E > MAX_EDGES:
-        raise InputError(
-            f"{where}: {V} vertices and {E} edges; at most {MAX_VERTICES} and {MAX_EDGES} fit"
-        )
+        most = f"at most {MAX_VERTICES} and {MAX_EDGES} fit"
+        raise InputError(f"{where}: {V} vertices and {E} edges; {most}")
     return cell
 
 
@@ -303,11 +279,12 @@ def load_archs(path) -> dict:
     entries = read_json(path, [{"id": (str, int)}])
     if not entries:
         raise InputError(f"{path}: an empty list of architectures")
-    for entry in entries:  # ids become folders
-        arch_id = str(entry["id"])
+    archs = {}
+    for entry in entries:
+        arch_id = str(entry["id"])  # which becomes a folder
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", arch_id) or not arch_id.strip("."):
             raise InputError(f"{path}: the id {arch_id!r} may have letters, digits, _ . - alone")
-    archs = {str(entry["id"]): parse_arch(entry, f"{path}:{entry['id']}") for entry in entries}
+        archs[arch_id] = parse_arch(entry, f"{path}:{arch_id}")
     if len(archs) < len(entries):
         raise InputError(f"{path}: two architectures have the same id")
     return archs
@@ -380,8 +357,7 @@ def short_name(text: str) -> str:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Print a cell as text, or the published cells.")
-    what = "a name, a genotype.json, archs.json:ID or Genotype(...)"
-    parser.add_argument("arch", nargs="?", help=what)
+    parser.add_argument("arch", nargs="?", help="a name, a file, archs.json:ID or Genotype(...)")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,5 @@
-"""One fixed architecture as a network: its cell, stacked, with a stem and a head.
-
-`Network` is for DARTS cells, `NASBenchNetwork` for cells of NAS-Bench-101; `features` of both is
-what their head gets.
+"""One fixed architecture as a network, cells stacked with a stem and a head: `Network` of DARTS
+cells, `NASBenchNetwork` of those of NAS-Bench-101. `features` of both is what their head gets.
 """
 
 import argparse
@@ -49,16 +47,11 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, C, num_classes, stem):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.ReLU(),
-            nn.AvgPool2d(5, stride=3 if stem == "cifar" else 2, count_include_pad=False),
-            nn.Conv2d(C, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),  # DARTS has none on ImageNet
-            nn.ReLU(),
-        )
+        pool = nn.AvgPool2d(5, stride=3 if stem == "cifar" else 2, count_include_pad=False)
+        first = nn.Conv2d(C, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()
+        bn = nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity()  # DARTS: none on ImageNet
+        second = nn.Conv2d(128, 768, 2, bias=False), bn, nn.ReLU()
+        self.features = nn.Sequential(nn.ReLU(), pool, *first, *second)
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x):  # (B, C, 8, 8) or (B, C, 7, 7)
@@ -70,10 +63,8 @@ def check_auxiliary(input_size, stem, layers, reductions=2):
     size = math.ceil(input_size / ops.total_stride(stem, layers, reductions))
     smallest = {"cifar": 8, "imagenet": 7}[stem]  # for its pool and its 2x2 convolution
     if size < smallest:
-        raise InputError(
-            f"--auxiliary: at this size the head sees {size} x {size} positions and needs "
-            f"{smallest}; --auxiliary 0 leaves it out"
-        )
+        sees = f"at this size the head sees {size} x {size} positions and needs {smallest}"
+        raise InputError(f"--auxiliary: {sees}; --auxiliary 0 leaves it out")
 
 
 class Network(nn.Module):
@@ -140,9 +131,8 @@ def vertex_channels(cell: NASBenchCell, C_in, C_out):
     sharing = [v for v in range(1, last) if cell.matrix[v][last]]
     n = len(sharing)
     if n > C_out:
-        raise TrainingError(
-            f"--width: {C_out} channels are too few for {n} vertices that share them"
-        )
+        few = f"{C_out} channels are too few for {n} vertices that share them"
+        raise TrainingError(f"--width: {few}")
     channels = [C_in] + [0] * (last - 1) + [C_out]
     for k, v in enumerate(sharing):
         channels[v] = C_out // n + (k < C_out % n)

@@ -57,9 +57,8 @@ class MixedEdges(nn.Module):
         """x (B, C, H, W), weights (8, E) after the softmax -> E tensors (B, C, h, w)."""
         weight = dict(zip(PRIMITIVES, weights.repeat_interleave(self.C, 1)))  # (E*C,) for each op
         x_copies = torch.cat([F.relu(x)] * self.copies, 1)  # (B, E*C, H, W)
-        outputs = [
-            scaled_bn(op.bn, op.convs(x_copies), weight[name]) for name, op in self.per_edge.items()
-        ]
+        per_edge = self.per_edge.items()
+        outputs = [scaled_bn(op.bn, op.convs(x_copies), weight[name]) for name, op in per_edge]
         mixed = functools.reduce(torch.add, outputs).permute(0, 2, 3, 1)  # (B, h, w, E*C)
         mixed = mixed.unflatten(3, (self.copies, self.C))  # (B, h, w, E, C), a view
         for name, op in self.shared.items():
@@ -73,9 +72,8 @@ def scaled_bn(bn, x, weight):
     """Non-affine BN of x (B, E*C, h, w), times weight (E*C,), in one pass."""
     if isinstance(bn, nn.SyncBatchNorm):
         return bn(x) * weight[:, None, None].to(x.dtype)
-    return F.batch_norm(
-        x, bn.running_mean, bn.running_var, weight, None, bn.training, bn.momentum, bn.eps
-    )
+    statistics = bn.running_mean, bn.running_var
+    return F.batch_norm(x, *statistics, weight, None, bn.training, bn.momentum, bn.eps)
 
 
 class Cell(nn.Module):
@@ -133,10 +131,8 @@ class Supernet(nn.Module):
     def forward(self, x, alphas, betas=None):
         weights, edge_weights = normalise(alphas, betas)
         rows = weights.unbind(1)  # (2, 8) for each edge
-        by_source = [
-            torch.stack([rows[edge_index(node, j)] for node in nodes], 2)  # (2, 8, E)
-            for j, nodes in enumerate(READERS)
-        ]
+        leaving = [[edge_index(node, j) for node in nodes] for j, nodes in enumerate(READERS)]
+        by_source = [torch.stack([rows[k] for k in edges], 2) for edges in leaving]  # (2, 8, E)
         by_node = edge_weights.split([2, 3, 4, 5], 1)  # (2, n) each
         normal, reduction = zip(zip(*by_source), zip(*by_node))
         s0, s1 = self.stem(x)

@@ -85,36 +85,26 @@ def relu_conv_bn(C_in, C_out, affine):
 def sep_conv(kernel, C, stride, affine, copies):
     """Depthwise and pointwise convolution, twice; the first depthwise one has the stride."""
     EC = copies * C
-    return ReLUConvBN(
-        DepthwiseConv(EC, kernel, stride),
-        conv(EC, EC, 1, groups=copies),
-        nn.BatchNorm2d(EC, affine=affine),
-        nn.ReLU(),
-        DepthwiseConv(EC, kernel),
-        conv(EC, EC, 1, groups=copies),
-        bn=nn.BatchNorm2d(EC, affine=affine),
-    )
+    first = DepthwiseConv(EC, kernel, stride), conv(EC, EC, 1, groups=copies)
+    between = nn.BatchNorm2d(EC, affine=affine), nn.ReLU()
+    second = DepthwiseConv(EC, kernel), conv(EC, EC, 1, groups=copies)
+    return ReLUConvBN(*first, *between, *second, bn=nn.BatchNorm2d(EC, affine=affine))
 
 
 def dil_conv(kernel, C, stride, affine, copies):
     """Depthwise convolution with dilation 2 and pointwise convolution. With stride 2 it reads only
     every other pixel: AvgPool2d(1, 2) takes these, and no dilation is several times faster."""
     EC = copies * C
-    return ReLUConvBN(
-        nn.AvgPool2d(1, 2) if stride == 2 else nn.Identity(),
-        DepthwiseConv(EC, kernel, dilation=2 // stride),
-        conv(EC, EC, 1, groups=copies),
-        bn=nn.BatchNorm2d(EC, affine=affine),
-    )
+    taken = nn.AvgPool2d(1, 2) if stride == 2 else nn.Identity()
+    convs = DepthwiseConv(EC, kernel, dilation=2 // stride), conv(EC, EC, 1, groups=copies)
+    return ReLUConvBN(taken, *convs, bn=nn.BatchNorm2d(EC, affine=affine))
 
 
 def conv_7x1_1x7(C, stride, affine, copies):
     EC = copies * C
-    return ReLUConvBN(
-        nn.Conv2d(EC, EC, (1, 7), (1, stride), (0, 3), groups=copies, bias=False),
-        nn.Conv2d(EC, EC, (7, 1), (stride, 1), (3, 0), groups=copies, bias=False),
-        bn=nn.BatchNorm2d(EC, affine=affine),
-    )
+    along_rows = nn.Conv2d(EC, EC, (1, 7), (1, stride), (0, 3), groups=copies, bias=False)
+    along_columns = nn.Conv2d(EC, EC, (7, 1), (stride, 1), (3, 0), groups=copies, bias=False)
+    return ReLUConvBN(along_rows, along_columns, bn=nn.BatchNorm2d(EC, affine=affine))
 
 
 class EvenOddConv(nn.Module):
@@ -191,13 +181,8 @@ class ImageNetStem(nn.Module):
     def __init__(self, C_in, C):
         super().__init__()
         self.C_out = C
-        self.stem0 = nn.Sequential(
-            conv(C_in, C // 2, 3, stride=2),
-            nn.BatchNorm2d(C // 2),
-            nn.ReLU(),
-            conv(C // 2, C, 3, stride=2),
-            nn.BatchNorm2d(C),
-        )
+        first = conv(C_in, C // 2, 3, stride=2), nn.BatchNorm2d(C // 2), nn.ReLU()
+        self.stem0 = nn.Sequential(*first, conv(C // 2, C, 3, stride=2), nn.BatchNorm2d(C))
         self.stem1 = nn.Sequential(nn.ReLU(), conv(C, C, 3, stride=2), nn.BatchNorm2d(C))
 
     def forward(self, x):  # (B, C_in, H, W)

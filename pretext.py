@@ -135,8 +135,10 @@ class Task:
     def head(self, C) -> nn.Module:
         return PooledHead(C, self.num_classes, self.inputs_per_target)
 
-    def loss(self, logits, targets, label_smoothing=0.0):
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    def loss(self, logits, targets, label_smoothing=0.0, **options):
+        # Flat, as the cross-entropy of (B, classes, H, W) is not deterministic on a GPU
+        logits, targets = logits.movedim(1, -1).flatten(0, -2), targets.flatten()  # (B*H*W, ..)
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, **options)
 
     def score(self, logits, targets):
         """Sums over a batch that `metrics` is made of; the last is the number of targets."""
@@ -213,11 +215,6 @@ class Colorization(Task):
 
     def head(self, C):
         return PixelHead(C, self.num_classes)
-
-    def loss(self, logits, targets, label_smoothing=0.0):
-        # The cross-entropy of (B, 313, H, W) is not deterministic on a GPU.
-        logits = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, 313), a view in channels_last
-        return super().loss(logits, targets.flatten(), label_smoothing)
 
 
 class Jigsaw(Task):
@@ -300,10 +297,7 @@ class Segmentation(Task):
         return ASPPHead(C, self.num_classes, self.channels, self.rates)
 
     def loss(self, logits, targets, label_smoothing=0.0):
-        logits, targets = logits.permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()  # (B*H*W, ..)
-        total = F.cross_entropy(
-            logits, targets, ignore_index=255, label_smoothing=label_smoothing, reduction="sum"
-        )
+        total = super().loss(logits, targets, label_smoothing, ignore_index=255, reduction="sum")
         return total / (targets != 255).sum().clamp(min=1)  # 0 where no pixel counts, not NaN
 
     def score(self, logits, targets):

@@ -56,11 +56,9 @@ DEFAULTS = [
 
 def parse_args(argv=None):
     chosen = cli.peek(argv, dataset="shapes", task="rot", partial="1")
+    text = "Search a cell with DARTS. The defaults are those of --dataset, --task and --partial."
     parser = argparse.ArgumentParser(
-        description="Search a cell with DARTS, with or without labels. The defaults below are those"
-        " of the given --dataset, --task and --partial.",
-        formatter_class=cli.HelpFormatter,
-        allow_abbrev=False,
+        description=text, formatter_class=cli.HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     group = parser.add_argument_group("data")
@@ -103,9 +101,8 @@ def main(args):
     train_set, test_set = data.load(args.dataset, args.data, args.size, args.limit, args.workers)
     args.size = args.size or train_set.size
     args.stem = args.stem or ops.default_stem(args.size)
-    task = pretext.make_task(
-        args.task, train_set, args.size, args.stem, args.layers, device, search=True
-    )
+    setting = args.size, args.stem, args.layers, device
+    task = pretext.make_task(args.task, train_set, *setting, search=True)
     w_split, alpha_split = data.split(train_set, args.seed, args.images)
     test_split = None
     if test_set is None:  # ImageNet-22K has no evaluation images
@@ -132,18 +129,13 @@ def main(args):
     # --- loop
     w_meter, alpha_meter = utils.Meter(task), utils.Meter(task)
     run.identify(split=data.split_hash(train_set, w_split, alpha_split), ops=genotypes.PRIMITIVES)
-    run.start(
-        parts={
-            **{"supernet": supernet, "alphas": torch.nn.ParameterList(arch)},
-            **{"w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer, "scaler": scaler},
-        },
-        meters={"w": w_meter, "alpha": alpha_meter},
-        steps=len(w_split) // args.batch_size,
-    )
-    run.print(
-        f"{args.task} on {args.dataset}: {len(w_split)} images for the weights, {len(alpha_split)}"
-        f" for the alphas; supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
-    )
+    parts = {"supernet": supernet, "alphas": torch.nn.ParameterList(arch)}
+    parts |= {"w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer, "scaler": scaler}
+    meters = {"w": w_meter, "alpha": alpha_meter}
+    run.start(parts, meters, steps=len(w_split) // args.batch_size)
+    images = f"{len(w_split)} images for the weights, {len(alpha_split)} for the alphas"
+    size = f"supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
+    run.print(f"{args.task} on {args.dataset}: {images}; {size}")
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
         like = args.batch_size, task.input_shape, *(values.detach() for values in arch)
@@ -195,12 +187,12 @@ def main(args):
             w_meter.update(loss, logits, y)
             run.after_step()
 
-        named = dict(zip(("alphas", "betas"), arch))
-        for name, values in named.items():
-            utils.check_equal(name, values)
         genotype = model_search.derive(*arch, max_skips=args.max_skips)
         stats = model_search.alpha_stats(arch[0], genotype)
-        results = stats | {name: values.tolist() for name, values in named.items()}
+        results = dict(stats)
+        for name, values in zip(("alphas", "betas"), arch):
+            utils.check_equal(name, values)
+            results[name] = values.tolist()
         unreadable = utils.count_distinct(train_set.unreadable)
         run.after_epoch(lr, results, genotype=genotype._asdict(), unreadable=unreadable)
         write_genotype(run, genotype)
@@ -245,11 +237,9 @@ def why_stop(args, history):
 
 def write_genotype(run, genotype, **more):
     args = run.args
-    meta = {
-        **{"task": args.task, "dataset": args.dataset, "seed": args.seed, "epochs": args.epochs},
-        **{"epoch": run.epochs_done, "seconds": round(run.seconds, 1), **run.environment},
-        **{"identity": run.identity, "history": run.history, **more},
-    }
+    meta = {"task": args.task, "dataset": args.dataset, "seed": args.seed, "epochs": args.epochs}
+    meta |= {"epoch": run.epochs_done, "seconds": round(run.seconds, 1), **run.environment}
+    meta |= {"identity": run.identity, "history": run.history, **more}
     run.write_json("genotype.json", {**genotypes.to_entry(genotype), "meta": meta})
 
 

@@ -28,47 +28,38 @@ import utils
 
 # The evaluation phase (Sec. 4, on CIFAR-10 that of DARTS) and the sample-based study (Sec. 3.3),
 # whose settings also serve where the paper has none. shapes: minutes on two CPU cores. The first
-# row that fits a run counts, `*` fits all. A size of None is that of the images; with max_macs the
-# width is the largest within.
+# row that fits a run counts, `*` fits all (the last rows are for CIFAR-10 and folders). A size of
+# None is that of the images; with max_macs the width is the largest within.
 # fmt: off
+BOTH = "imagenet imagenet22k"
+PLAIN = None, 0, True, 0.0, 0.0, 0.0, 0, 0.0  # the last eight columns of the sample-based study
 DEFAULTS = [
     ("recipe", "dataset", "task", "space",
-     "size", "width", "max_macs", "layers", "epochs", "batch_size", "lr", "warmup_epochs",
-     "weight_decay", "nesterov", "grad_clip", "auxiliary", "drop_path", "cutout",
-     "label_smoothing", "precise_bn"),
-    # size width max_macs cells epochs batch lr warmup decay nesterov clip aux drop cutout smooth bn
+     "size", "width", "layers", "epochs", "batch_size", "lr", "weight_decay", "precise_bn",
+     "max_macs", "warmup_epochs", "nesterov", "grad_clip", "auxiliary", "drop_path", "cutout",
+     "label_smoothing"),
+    # size width cells epochs batch lr decay bn max_macs warmup nesterov clip aux drop cutout smooth
     ("*", "shapes", "*", "darts",
-     None,    8,  None,  4,    4,   25,   0.05, 0, 3e-4,  True, 5.0, 0.0, 0.0,  0, 0.0,    0),
+     None,    8,  4,    4,   25,   0.05, 3e-4, 0,  None, 0,  True, 5.0, 0.0, 0.0,  0, 0.0),
     ("*", "shapes", "*", "nasbench101",
-     None,   16,  None,  3,    4,   25,   0.05, 0, 3e-4,  True, 5.0, 0.0, 0.0,  0, 0.0,    0),
+     None,   16,  3,    4,   25,   0.05, 3e-4, 0,  None, 0,  True, 5.0, 0.0, 0.0,  0, 0.0),
     ("evaluation", "cifar10", "cls", "darts",
-     None,   36,  None, 20,  600,   96,  0.025, 0, 3e-4, False, 5.0, 0.4, 0.2, 16, 0.0,    0),
+     None,   36, 20,  600,   96,  0.025, 3e-4, 0,  None, 0, False, 5.0, 0.4, 0.2, 16, 0.0),
     ("evaluation", "folder", "cls", "darts",  # an auxiliary head does not fit every size
-     None,   36,  None, 20,  600,   96,  0.025, 0, 3e-4, False, 5.0, 0.0, 0.2, 16, 0.0,    0),
+     None,   36, 20,  600,   96,  0.025, 3e-4, 0,  None, 0, False, 5.0, 0.0, 0.2, 16, 0.0),
     ("evaluation", "imagenet", "cls", "darts",
-      224, None, 600e6, 14,  250, 1024,    0.5, 5, 3e-5,  True, 0.0, 0.4, 0.0,  0, 0.1,    0),
-    ("evaluation", "cityscapes", "seg", "darts",
-      769,   80,  None, 12, 2700,   64,    0.1, 0, 1e-4,  True, 0.0, 0.0, 0.0,  0, 0.0,    0),
-    ("*", "imagenet imagenet22k", "jig", "darts",
-      255,   32,  None, 22,    5,   32, 0.0125, 0, 5e-5,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
-    ("*", "imagenet imagenet22k", "*", "darts",
-      224,   32,  None, 22,    5,   32, 0.0125, 0, 5e-5,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
-    ("*", "imagenet imagenet22k", "jig", "nasbench101",
-      255,  128,  None, 12,   10,   32, 0.0125, 0, 5e-5,  True, 0.0, 0.0, 0.0,  0, 0.0,    0),
-    ("*", "imagenet imagenet22k", "*", "nasbench101",
-      224,  128,  None, 12,   10,   32, 0.0125, 0, 5e-5,  True, 0.0, 0.0, 0.0,  0, 0.0,    0),
-    ("*", "cityscapes", "*", "darts",
-      321,   32,  None, 22,    5,   32, 0.0125, 0, 5e-5,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
-    ("*", "cityscapes", "*", "nasbench101",
-      321,  128,  None, 12,   10,   32, 0.0125, 0, 5e-5,  True, 0.0, 0.0, 0.0,  0, 0.0,    0),
-    ("*", "cifar10 folder *", "cls col", "darts",
-     None,   16,  None, 20,  100,  128,    0.1, 0, 5e-4,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
-    ("*", "cifar10 folder *", "rot jig *", "darts",
-     None,   16,  None, 20,  100,   32,  0.025, 0, 5e-4,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
-    ("*", "cifar10 folder *", "cls col", "nasbench101",
-     None,  128,  None,  9,  100,  128,    0.1, 0, 5e-4,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
-    ("*", "cifar10 folder *", "rot jig *", "nasbench101",
-     None,  128,  None,  9,  100,   32,  0.025, 0, 5e-4,  True, 0.0, 0.0, 0.0,  0, 0.0, 1024),
+      224, None, 14,  250, 1024,    0.5, 3e-5, 0, 600e6, 5,  True, 0.0, 0.4, 0.0,  0, 0.1),
+    ("evaluation", "cityscapes", "seg", "darts", 769, 80, 12, 2700, 64, 0.1, 1e-4, 0, *PLAIN),
+    ("*", BOTH,         "jig", "darts",        255,  32, 22,   5,  32, 0.0125, 5e-5, 1024, *PLAIN),
+    ("*", BOTH,         "*",   "darts",        224,  32, 22,   5,  32, 0.0125, 5e-5, 1024, *PLAIN),
+    ("*", BOTH,         "jig", "nasbench101",  255, 128, 12,  10,  32, 0.0125, 5e-5,    0, *PLAIN),
+    ("*", BOTH,         "*",   "nasbench101",  224, 128, 12,  10,  32, 0.0125, 5e-5,    0, *PLAIN),
+    ("*", "cityscapes", "*",   "darts",        321,  32, 22,   5,  32, 0.0125, 5e-5, 1024, *PLAIN),
+    ("*", "cityscapes", "*",   "nasbench101",  321, 128, 12,  10,  32, 0.0125, 5e-5,    0, *PLAIN),
+    ("*", "*",      "cls col", "darts",       None,  16, 20, 100, 128,    0.1, 5e-4, 1024, *PLAIN),
+    ("*", "*",          "*",   "darts",       None,  16, 20, 100,  32,  0.025, 5e-4, 1024, *PLAIN),
+    ("*", "*",      "cls col", "nasbench101", None, 128,  9, 100, 128,    0.1, 5e-4, 1024, *PLAIN),
+    ("*", "*",          "*",   "nasbench101", None, 128,  9, 100,  32,  0.025, 5e-4, 1024, *PLAIN),
 ]
 # fmt: on
 
@@ -80,11 +71,9 @@ def parse_args(argv=None):
     except InputError:  # as main will say
         space = "darts"
     defaults = table_row(DEFAULTS, chosen["recipe"], chosen["dataset"], chosen["task"], space)
+    text = "Train a network. The defaults are those of --recipe, --dataset, --task and --arch."
     parser = argparse.ArgumentParser(
-        description="Train one architecture on one task and evaluate it. The defaults below are"
-        " those of the given --recipe, --dataset, --task and --arch.",
-        formatter_class=cli.HelpFormatter,
-        allow_abbrev=False,
+        description=text, formatter_class=cli.HelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add("--arch", required=True, help="a name (darts_v2), a file, archs.json:ID or Genotype(...)")
@@ -170,9 +159,8 @@ def main(args, load=data.load, distributed=True):
     torch.manual_seed(args.seed + utils.rank())  # equal networks, different augmentation
 
     # --- optimiser
-    optimizer = torch.optim.SGD(
-        network.parameters(), args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
-    )
+    how = dict(momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
+    optimizer = torch.optim.SGD(network.parameters(), args.lr, **how)
     autocast, scaler = utils.precision(device, args.amp)
 
     # --- loop
@@ -183,10 +171,9 @@ def main(args, load=data.load, distributed=True):
     meter = utils.Meter(task)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
     run.start(parts, {"train": meter}, steps=len(train_set) // args.batch_size)
-    run.print(
-        f"{arch}, {args.task} on {args.dataset}: {len(train_set)} images to train,"
-        f" {len(test_set)} to evaluate; {params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
-    )
+    images = f"{len(train_set)} images to train, {len(test_set)} to evaluate"
+    size = f"{params / 1e6:.3f} M parameters, {macs / 1e6:.1f} M MACs"
+    run.print(f"{arch}, {args.task} on {args.dataset}: {images}; {size}")
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
         run.print(utils.choose_layout(network, autocast, part_size, task.input_shape))
@@ -234,25 +221,19 @@ def main(args, load=data.load, distributed=True):
 
     # --- result
     scores = [line[task.metric] for line in run.history]
+    best = max(scores) if task.higher_is_better else min(scores)
     names = task.classes if task.targets else []  # of the data set
-    result = {
-        **{"arch": arch, "space": space, "genotype": genotype._asdict()},
-        **{"task": args.task, "dataset": args.dataset, "seed": args.seed},
-        **{"metric": task.metric, "higher_is_better": task.higher_is_better},
-        "best": max(scores) if task.higher_is_better else min(scores),
-        "final": scores[-1],
-        **{"params": params, "macs": macs, "seconds": round(run.seconds, 1)},
-        "unreadable": utils.count_distinct(train_set.unreadable),
-        "images": {"classes": names, "mean": train_set.mean, "std": train_set.std},
-        "epochs": run.history,
-        "identity": run.identity,
-        **run.header,
-    }
+    result = {"arch": arch, "space": space, "genotype": genotype._asdict()}
+    result |= {"task": args.task, "dataset": args.dataset, "seed": args.seed}
+    result |= {"metric": task.metric, "higher_is_better": task.higher_is_better}
+    result |= {"best": best, "final": scores[-1], "params": params, "macs": macs}
+    unreadable = utils.count_distinct(train_set.unreadable)
+    result |= {"seconds": round(run.seconds, 1), "unreadable": unreadable}
+    result |= {"images": {"classes": names, "mean": train_set.mean, "std": train_set.std}}
+    result |= {"epochs": run.history, "identity": run.identity, **run.header}
     run.write_json("result.json", result)
-    run.print(
-        f"{task.metric}: best {result['best']:.2f}, last {result['final']:.2f},"
-        f" {format_seconds(run.seconds)}; {run.out / 'result.json'}"
-    )
+    found = f"best {best:.2f}, last {scores[-1]:.2f}, {format_seconds(run.seconds)}"
+    run.print(f"{task.metric}: {found}; {run.out / 'result.json'}")
     run.finish()
     return result
 

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib import colormaps, cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from scipy.special import softmax
 
 import genotypes
 
@@ -143,11 +144,11 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
     edges = [(j, node) for node in range(2, 2 + genotypes.NODES) for j in range(node)]
     figure = Figure(figsize=(12, 7), layout="constrained")
     for i, (ax, cell) in enumerate(zip(figure.subplots(1, 2), ("normal", "reduction"))):
-        weights = softmax(epoch["alphas"][i])  # (14, 8)
+        weights = softmax(epoch["alphas"][i], -1)  # (14, 8)
         columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
         if epoch.get("betas"):
-            of_nodes = np.split(np.array(epoch["betas"][i]), [2, 5, 9])
-            weights = np.column_stack([weights, np.concatenate([*map(softmax, of_nodes)])])
+            of_nodes = [softmax(betas) for betas in np.split(epoch["betas"][i], [2, 5, 9])]
+            weights = np.column_stack([weights, np.hstack(of_nodes)])
             columns.append("edge")
         ax.imshow(weights**0.5, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
         for (row, column), weight in np.ndenumerate(weights):
@@ -159,11 +160,6 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
         ax.set_yticks(range(len(edges)), [f"{j} to {node}" for j, node in edges])
         ax.set_title(f"{title} {cell} cell".strip(), fontsize=10)
     cli.save_figure(figure, path)
-
-
-def softmax(x):
-    exp = np.exp(x - np.max(x, -1, keepdims=True))
-    return exp / exp.sum(-1, keepdims=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -199,9 +195,8 @@ def draw_rows(rows, classes, path):
                 picture = colors[picture]
             ax.imshow(picture)
             ax.set_title(text, fontsize=7, color=color, pad=2)
-    handles = [
-        Patch(color=colors[k], label=dict(enumerate(classes)).get(k, k)) for k in sorted(seen)
-    ]
+    names = dict(enumerate(classes))
+    handles = [Patch(color=colors[k], label=names.get(k, k)) for k in sorted(seen)]
     style = dict(loc="outside lower center", ncols=1 + columns, fontsize=7, frameon=False)
     figure.legend(handles=handles, **style)
     cli.save_figure(figure, path, bbox_inches="tight")
@@ -308,8 +303,7 @@ def draw_predictions(run: Path, path, args):
     import model_eval
     import utils
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, task = model_eval.load_network(run, device)
+    network, task = model_eval.load_network(run, "cuda" if torch.cuda.is_available() else "cpu")
     result = genotypes.read_result(run / "result.json")
     meter, rows, records = utils.Meter(task), [], []
     for name, image, x, y, logits in predict(network, task, result, args):

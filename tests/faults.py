@@ -130,8 +130,17 @@ class Disturbed(io.IOBase):
         self.file, self.hit = file, hit
 
     def write(self, content):
-        self.hit("write", lambda: (self.file.write(content[: len(content) // 2]), self.flush()))
-        return self.file.write(content)
+        written = 0
+
+        def write_half():
+            nonlocal written
+            written = len(content) // 2
+            self.file.write(content[:written])
+            self.flush()
+
+        self.hit("write", write_half)
+        self.file.write(content[written:])  # after a signal that a process survives, the rest
+        return len(content)
 
     def __getattr__(self, name):
         return getattr(self.file, name)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
+TO_JOIN = timedelta(minutes=1)  # and for torchrun on the same machine
 progress = "at the start"  # where a run is, for the message of a rank that waited in vain
 
 # ------------------------------------------------------------------------------------------- Set-up
@@ -32,8 +33,8 @@ def setup(args, distributed=True):
     if args.sync_bn and device.type == "cpu":
         raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
     if world > 1 and not dist.is_initialized():
-        join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         end_with_parent()
+        join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if distributed:  # torchrun --max_restarts; on several nodes not all count the same restarts
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         (args.resume,) = any_rank(args.resume or restarted)
@@ -91,7 +92,9 @@ def join_ranks(backend):
     # On one machine, where all ranks count the same restarts: torchrun keeps its store when it
     # starts the ranks again, with the addresses of the dead ones in it
     # (github.com/pytorch/pytorch/issues/135712).
-    store, rank, world_size = next(dist.rendezvous("env://"))
+    with waiting():  # torchrun, which has the store, may have been killed since
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TO_JOIN))
+    store.set_timeout(PATIENCE)
     store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     ranks = {"rank": rank, "world_size": world_size}
     dist.init_process_group(backend, store=store, timeout=PATIENCE, **ranks)

@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import cli
@@ -303,6 +305,20 @@ def test_an_empty_path(tmp_path, monkeypatch, capsys, flag):
             cli.run(script.main, script.parse_args, [*argv, "--dataset", "folder", flag, ""])
         assert exit_.value.code == 2 and f"argument {flag}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_ranks_whose_torchrun_has_gone(monkeypatch):
+    """It was killed while they imported torch: nobody answers where its store was."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(utils, "TO_JOIN", timedelta(seconds=1))
+    with pytest.raises(InputError, match="waits for the other ranks at the start in vain"):
+        utils.join_ranks("gloo")
 
 
 PARENT_DIES = '''

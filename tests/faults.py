@@ -341,7 +341,7 @@ def command(argv, place, kill=None, **environment):
         code = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        texts, code = process.communicate(), None
+        texts, code = (b"", b""), None  # its pipes may be open in processes of other sessions
     left = not ended(process.pid)
     return Outcome(code, *(text.decode(errors="backslashreplace") for text in texts), left)
 

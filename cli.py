@@ -47,7 +47,7 @@ def run(main, parse_args, argv=None):
         finally:
             sys.stdout.flush()
     except (InputError, OSError, RuntimeError, MemoryError) as error:
-        message = (str(error).splitlines() or [""])[0]
+        message = str(error)
         if isinstance(error, OSError):
             if error.filename is None:
                 if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -60,8 +60,10 @@ def run(main, parse_args, argv=None):
             known = "allocate memory", "out of memory"
             if not isinstance(error, MemoryError) and not any(text in message for text in known):
                 raise
+            message = (message.splitlines() or ["out of memory"])[0]
             message += ": smaller --batch_size, --width or --size?"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+        message = message.replace("\n", "\\n")  # of a file name
         print(f"{sys.argv[0]}: error{rank}: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

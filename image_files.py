@@ -586,6 +586,9 @@ def read_cityscapes(root, *_):
             problems.append(f"{masks}: {len(alone)} images have no mask, first {min(alone)}*")
         if alone := mask_of.keys() - photos.keys():
             problems.append(f"{masks}: {len(alone)} masks have no image, first {min(alone)}*")
+    _, whites, sets[0].notes = survey(sets[0])
+    for dataset in sets:
+        dataset.whites = whites
     if problems:  # in either part: what is trained is evaluated
         for dataset in sets:
             dataset.masks, dataset.why_no_masks = None, "; ".join(problems)

@@ -961,7 +961,8 @@ def names_of(path):
     """How outputs, which are read with backslashreplace, show a file; of a mask its scene."""
     shown = path.name.removesuffix("_gtFine_labelIds.png")
     escaped = os.fsencode(shown).decode(errors="backslashreplace")
-    return {shown, escaped, escaped.replace("\\x", "\\udc")}
+    names = {shown, escaped, escaped.replace("\\x", "\\udc")}
+    return names | {name.replace("\n", "\\n") for name in names}
 
 
 def judge_image(path, made, doctor, trained, in_val):

@@ -317,6 +317,7 @@ def test_ranks_whose_torchrun_has_gone(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(utils, "TO_JOIN", timedelta(seconds=1))
+    monkeypatch.setattr(utils, "progress", "at the start")  # not where another test was
     with pytest.raises(InputError, match="waits for the other ranks at the start in vain"):
         utils.join_ranks("gloo")
 

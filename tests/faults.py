@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -46,6 +45,7 @@ import numpy as np
 import torch._dynamo  # noqa: F401
 import torch.utils.flop_counter  # noqa: F401
 from PIL import Image
+from small_study import write_small_study
 
 import correlate
 import data
@@ -524,29 +524,9 @@ def kill_torchrun(rng, folder, signum):
     return title, "survived", ""
 
 
-STUDY = """smoke)
-    search_on=shapes search="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 1"
-    train_on=shapes train="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 2"
-    seeds=0 ;;
-"""
-
-
 def study(place):
-    """The command of a small study: a search, two trainings and the report."""
-    for path in ROOT.glob("*.py"):
-        if not (place / path.name).exists():
-            (place / path.name).symlink_to(path)
-    text = (ROOT / "run_all.sh").read_text()
-    for old, new_ in (
-        ("for task in rot col jig $labels", "for task in rot"),
-        ("k{1,${partial}}_s{0,1}", "k1_s0"),
-        ("stage random python", ": stage random python"),
-        (" $(seq -f random_%05g 0 $((random - 1)))", ""),
-        (re.search(r"smoke\)\n.*?;;\n", text, re.S)[0], STUDY),
-    ):
-        assert text.count(old) == 1, old
-        text = text.replace(old, new_)
-    (place / "small.sh").write_text(text)
+    """The command of a small study, and its PATH."""
+    write_small_study(place, epochs=2)
     return ["bash", "small.sh"], f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_study import write_small_study
 
 import correlate
 import genotypes
@@ -250,30 +251,10 @@ def test_ctrl_c(fake):
     assert after[0] == before[-1] and len(before) + len(after) == 40 + 1
 
 
-SMALL = """smoke)
-    search_on=shapes search="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 1"
-    train_on=shapes train="--limit 40 --size 8 --width 4 --layers 3 --batch_size 10 --epochs 12"
-    seeds=0 ;;
-"""
-
-
 @pytest.mark.slow
 def test_an_interrupted_study_ends_with_the_same_report(tmp_path):
     """A search, two trainings and the report for real; the second training gets Ctrl-C."""
-    for name in ROOT.glob("*.py"):
-        (tmp_path / name.name).symlink_to(name)
-    text = (ROOT / "run_all.sh").read_text()
-    for old, new in (
-        ("for task in rot col jig $labels", "for task in rot"),
-        ("k{1,${partial}}_s{0,1}", "k1_s0"),
-        ("stage random python", ": stage random python"),
-        (" $(seq -f random_%05g 0 $((random - 1)))", ""),
-        (re.search(r"smoke\)\n.*?;;\n", text, re.S)[0], SMALL),
-    ):
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    script = tmp_path / "small.sh"
-    script.write_text(text)
+    script = write_small_study(tmp_path, epochs=12)
     out = tmp_path / "runs" / "smoke"
     first, second = out / "train_cls_shapes_rot_k1_s0_s0", out / "train_cls_darts_v2_s0"
 

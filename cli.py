@@ -164,6 +164,12 @@ def replace_file(path, write, keep=None):
             raise
 
 
+def remove_partial_files(folder):
+    """What a killed process left of `replace_file`."""
+    for partial in Path(folder).glob("*.tmp"):
+        partial.unlink()
+
+
 def write_text(path, text):
     replace_file(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 

@@ -155,8 +155,7 @@ def common_table(space, columns):
     return table, notes
 
 
-# --------------------------------------------------------------------------------------------------
-# Statistics of rankings: scores (n,), the higher the better
+# --------------------------------------- Statistics of rankings: scores (n,), the higher the better
 
 
 @np.errstate(invalid="ignore", divide="ignore")
@@ -282,8 +281,7 @@ def analyse(space, columns, args) -> dict:
     }
 
 
-# --------------------------------------------------------------------------------------------------
-# Figures and text
+# --------------------------------------------------------------------------------- Figures and text
 
 
 def draw_scatter(space, numbers):

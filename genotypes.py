@@ -31,7 +31,8 @@ PRIMITIVES += ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
 OP_NAMES = PRIMITIVES + ["sep_conv_7x7", "conv_7x1_1x7"]  # NASNet, PNASNet, AmoebaNet need two more
 
 NODES = 4  # intermediate nodes of a searched cell
-NUM_EDGES = sum(2 + node for node in range(NODES))  # 14: node i has edges from 2 + i earlier nodes
+EDGES_OF_NODES = [2 + node for node in range(NODES)]  # that enter each: from all earlier ones
+NUM_EDGES = sum(EDGES_OF_NODES)  # 14
 
 NASBENCH_OPS = ["conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3"]  # Ying et al. 2019
 MAX_VERTICES, MAX_EDGES = 7, 9  # of a cell in NAS-Bench-101
@@ -51,6 +52,11 @@ class NASBenchCell(NamedTuple):
 
     matrix: list
     ops: list
+
+
+def by_node(values) -> list:
+    """What the 14 edges have, of the edges that enter each node."""
+    return np.split(values, np.cumsum(EDGES_OF_NODES)[:-1])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import sample
 from correlate import rank_correlation
 
 MEASURES = ["ops", "edges", "edges with ops", "alphas"]
-OF_NODES = np.split(np.arange(genotypes.NUM_EDGES), [2, 5, 9])  # the edges that enter each node
+OF_NODES = genotypes.by_node(np.arange(genotypes.NUM_EDGES))  # the edges that enter each node
 
 
 def choose(epoch) -> list:

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from genotypes import NODES, NUM_EDGES, PRIMITIVES, Genotype
+from genotypes import EDGES_OF_NODES, NODES, NUM_EDGES, PRIMITIVES, Genotype
 from ops import OPS, STEMS, ReLUConvBN, factorized_reduce, reduction_cells, relu_conv_bn
 
 
@@ -133,7 +133,7 @@ class Supernet(nn.Module):
         rows = weights.unbind(1)  # (2, 8) for each edge
         leaving = [[edge_index(node, j) for node in nodes] for j, nodes in enumerate(READERS)]
         by_source = [torch.stack([rows[k] for k in edges], 2) for edges in leaving]  # (2, 8, E)
-        by_node = edge_weights.split([2, 3, 4, 5], 1)  # (2, n) each
+        by_node = edge_weights.split(EDGES_OF_NODES, 1)  # (2, n) each
         normal, reduction = zip(zip(*by_source), zip(*by_node))
         s0, s1 = self.stem(x)
         for cell in self.cells:
@@ -156,8 +156,7 @@ def normalise(alphas, betas=None):
     weights = F.softmax(alphas, dim=-1)
     if betas is None:
         return weights, weights.new_ones(2, NUM_EDGES)
-    of_nodes = betas.split([2, 3, 4, 5], 1)  # as many edges enter them
-    edge_weights = torch.cat([F.softmax(b, dim=-1) for b in of_nodes], 1)
+    edge_weights = torch.cat([F.softmax(b, dim=-1) for b in betas.split(EDGES_OF_NODES, 1)], 1)
     return weights * edge_weights.unsqueeze(2), edge_weights
 
 

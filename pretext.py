@@ -28,8 +28,7 @@ import torch.nn.functional as F
 from image_files import View
 from ops import ASPPHead, PixelHead, PooledHead, total_stride
 
-# --------------------------------------------------------------------------------------------------
-# Augmentation, (B, C, H, W)
+# ----------------------------------------------------------------------- Augmentation, (B, C, H, W)
 
 
 def take(x, rows, cols):
@@ -81,8 +80,7 @@ def cutout(x, length):
     return x.masked_fill((inside(H)[:, :, None] & inside(W)[:, None, :])[:, None], 0)
 
 
-# --------------------------------------------------------------------------------------------------
-# Tasks
+# -------------------------------------------------------------------------------------------- Tasks
 
 
 class Task:
@@ -336,8 +334,7 @@ def make_task(name, dataset, size, stem, layers, device, search=False) -> Task:
     return task
 
 
-# --------------------------------------------------------------------------------------------------
-# What jigsaw and colorization look up
+# ------------------------------------------------------------- What jigsaw and colorization look up
 
 
 @lru_cache

@@ -184,11 +184,7 @@ def search_table(searches, found) -> list:
         rows.append([*row, cli.format_seconds(meta["seconds"]), random_search(meta, found)])
     text = (
         "Normal / reduction cell. Unchanged: by the last epochs with alpha steps. Lead, median and"
-    )
-    text += (
         " least: of a chosen op's weight over the next, of a node's weaker edge over the rest. Of"
-    )
-    text += (
         " random cells: the best by the objective, in a sweep, of as many as train in this time."
     )
     head += ["skips", "convolutions", "time", "of random cells"]
@@ -199,8 +195,8 @@ def likeness_tables(searches) -> list:
     """How alike cells are that one objective finds with several seeds, or two objectives find."""
     text = (
         "Mean over pairs of searches, in the normal / the reduction cell, with a 95% interval that"
+        " leaves out one search at a time. Random: mean and 95% of pairs of random cells."
     )
-    text += " leaves out one search at a time. Random: mean and 95% of pairs of random cells."
     groups, lines = {}, [text, ""]
     for k, search in enumerate(searches):
         groups.setdefault(objective(search["meta"]), []).append(k)

@@ -126,8 +126,7 @@ class Run:
             self.folder_lock = FileLock(self.out / ".lock", is_singleton=True)
             try:
                 self.folder_lock.acquire(timeout=0)
-                for partial in self.out.glob("*.tmp"):  # of a killed process
-                    partial.unlink()
+                cli.remove_partial_files(self.out)
             except Timeout:
                 taken = True
         if any(utils.any_rank(taken)):

@@ -226,8 +226,7 @@ def main(args):
     archs_file, sweep_file = out / "archs.json", out / "sweep.json"
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "lock"):  # processes that start together write the same, in turn
-        for partial in out.glob("*.tmp"):  # of a killed process
-            partial.unlink()
+        cli.remove_partial_files(out)
         if not archs_file.exists():
             entries = [{"id": i, **genotypes.to_entry(arch)} for i, arch in archs.items()]
             cli.write_json(archs_file, entries)

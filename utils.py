@@ -229,7 +229,7 @@ def check_same(what, value):
 
 
 def check_equal(name, tensor):
-    """RuntimeError if the ranks hold different values of what they compute alike."""
+    """RuntimeError if the ranks hold different values of what they compute alike. All call it."""
     first, *others = gather(tensor.detach().cpu())
     if not all(torch.equal(first, other) for other in others):
         raise RuntimeError(f"the ranks hold different {name}")

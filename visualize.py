@@ -147,7 +147,7 @@ def draw_weights(genotype: genotypes.Genotype, epoch: dict, path, title: str = "
         weights = softmax(epoch["alphas"][i], -1)  # (14, 8)
         columns = [op.replace("_", " ") for op in genotypes.PRIMITIVES]
         if epoch.get("betas"):
-            of_nodes = [softmax(betas) for betas in np.split(epoch["betas"][i], [2, 5, 9])]
+            of_nodes = [softmax(betas) for betas in genotypes.by_node(epoch["betas"][i])]
             weights = np.column_stack([weights, np.hstack(of_nodes)])
             columns.append("edge")
         ax.imshow(weights**0.5, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")

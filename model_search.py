@@ -127,6 +127,9 @@ class Supernet(nn.Module):
             self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, partial))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.head = head(C_prev)
+        for bn in self.modules():
+            if isinstance(bn, nn.BatchNorm2d):
+                bn.num_batches_tracked = None  # read by nobody, but a kernel each on a GPU
 
     def forward(self, x, alphas, betas=None):
         weights, edge_weights = normalise(alphas, betas)

@@ -121,6 +121,9 @@ def place(network, device, sync_bn=False):
     """The network on the device, in the memory format that suits convolutions."""
     if sync_bn:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        for module in network.modules():
+            if isinstance(module, torch.nn.SyncBatchNorm):  # a supernet's BN does not count batches
+                module.num_batches_tracked = torch.tensor(0)
     return network.to(device, memory_format=torch.channels_last)
 
 

@@ -39,6 +39,7 @@ import torch
 from baseline_tasks import baseline_col, baseline_jig, baseline_rot
 from edge_supernet import EdgeSupernet, copy_weights
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import genotypes
@@ -107,21 +108,23 @@ CIFAR = dict(stem="cifar", size=32, batch=16, width=16, layers=8)
 IMAGENET = dict(stem="imagenet", size=224, batch=4, width=16, layers=8)
 
 
-def search_steps(stem, size, batch, width, layers, baseline_layout=torch.contiguous_format):
+def search_steps(
+    stem, size, batch, width, layers, baseline_layout=None, device=DEVICE, update=True
+):
     """(our step, the baseline's, ours with --partial 4): each call does the next bilevel step and
-    returns its losses."""
+    returns its losses. Without `update` weights and alphas stay as they are."""
     torch.manual_seed(0)
     ours = model_search.Supernet(width, layers, stem, TEN_CLASSES)
     partial = model_search.Supernet(width, layers, stem, TEN_CLASSES, partial=4)
     baseline = EdgeSupernet(width, layers, stem, TEN_CLASSES)
     copy_weights(ours, baseline)
-    images = torch.randn(5, 2, batch, 3, size, size).to(DEVICE)
-    labels = torch.randint(0, 10, (5, 2, batch)).to(DEVICE)
-    first_alphas = model_search.init_alphas(DEVICE)
+    images = torch.randn(5, 2, batch, 3, size, size).to(device)
+    labels = torch.randint(0, 10, (5, 2, batch)).to(device)
+    first_alphas = model_search.init_alphas(device)
     criterion = torch.nn.CrossEntropyLoss()
 
     def make(network, layout, lean, betas=()):
-        network = network.to(DEVICE, memory_format=layout)
+        network = network.to(device, memory_format=layout)
         arch = [first_alphas.detach().clone().requires_grad_(), *betas]
         w_optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
         alpha_optimizer = torch.optim.Adam(arch, 3e-4, (0.5, 0.999), weight_decay=1e-3)
@@ -133,21 +136,23 @@ def search_steps(stem, size, batch, width, layers, baseline_layout=torch.contigu
             alpha_loss = criterion(network(alpha_x, *arch), alpha_y)
             alpha_optimizer.zero_grad()
             alpha_loss.backward()
-            alpha_optimizer.step()
+            if update:
+                alpha_optimizer.step()
             network.requires_grad_(True)
             loss = criterion(network(x, *([a.detach() for a in arch] if lean else arch)), y)
             w_optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
-            w_optimizer.step()
+            if update:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
+                w_optimizer.step()
             return torch.stack([loss, alpha_loss]).detach()
 
         return step
 
     return (
         make(ours, torch.channels_last, lean=True),
-        make(baseline, baseline_layout, lean=False),
-        make(partial, torch.channels_last, lean=True, betas=[model_search.init_betas(DEVICE)]),
+        make(baseline, baseline_layout or torch.contiguous_format, lean=False),
+        make(partial, torch.channels_last, lean=True, betas=[model_search.init_betas(device)]),
     )
 
 
@@ -163,6 +168,29 @@ def loss_differences(case, dtype, steps):
     losses = torch.stack(losses)  # (steps, 3, 2)
     largest = (losses[:, :2] - losses[:, 2:]).abs().amax((0, 2))
     return largest.clamp(min=torch.finfo(dtype).eps).tolist()
+
+
+class KernelCount(TorchDispatchMode):
+    """Counts the operations that are no views, nor memory alone."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and not func.__name__.startswith(("empty", "_record"))
+        return func(*args, **kwargs or {})
+
+
+def count_kernels(case):
+    """Of the forward and backward passes of a bilevel step: ours, the baseline's, --partial 4's.
+    Without the optimisers, which on a GPU take all weights at once; as on a GPU, on which depthwise
+    convolutions have PyTorch's own gradients, and without computing anything."""
+    counts = []
+    for step in search_steps(**case, device=torch.device("meta"), update=False):
+        step()
+        with KernelCount() as counter:
+            step()
+        counts.append(counter.count)
+    return counts
 
 
 def peak_memory(case, side):
@@ -186,6 +214,10 @@ def supernet(args):
             what = f"losses of {steps} steps, {name}, {dtype}: largest difference"
             what += "; of the baseline in another memory format"
             yield row(what, "<= 1e-4", *loss_differences(case, dtype, steps), unit="")
+        ours, baseline, partial = count_kernels(case)
+        yield row("kernels of a step without its updates", ">= 4x", ours, baseline, unit="")
+        what = "the same with --partial 4; ours without"
+        yield row(what, "", partial, ours, unit="")
         ours, baseline, partial = take_turns(args.turns, *search_steps(**case), warmup=1)
         yield row(f"search step, {name}", target, ours, baseline)
         what = "that step with --partial 4; ours without, of which it should take 0.4"

@@ -106,7 +106,7 @@ def test_synchronised_bn_gets_the_mixing_weights():
     supernet, alphas = Supernet(4, 2, "cifar", ten_classes), torch.randn(2, 14, len(PRIMITIVES))
     x = torch.randn(4, 3, 8, 8)
     expected = supernet(x, alphas)
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(supernet)
+    converted = utils.place(supernet, "cpu", sync_bn=True)
     assert all(
         isinstance(op.bn, nn.SyncBatchNorm)
         for source in converted.cells[0].sources

@@ -11,6 +11,7 @@ import reprlib
 import secrets
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -269,6 +270,16 @@ def write_page(path, lines):
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{html.escape(lines[0].lstrip('# '))}</title><style>{STYLE}</style>"
     write_text(path, "\n".join([head, *body, ""]))
+
+
+def progress(items, what):
+    """The items, and every ten seconds a line that says how many they were."""
+    due = time.monotonic() + 10
+    for count, item in enumerate(items):
+        if what and time.monotonic() > due and os.environ.get("RANK", "0") == "0":
+            due += 10
+            print(f"{what}: {count:,}", flush=True)
+        yield item
 
 
 def format_metrics(metrics):

@@ -261,7 +261,7 @@ def analyse(space, columns, args) -> dict:
     pairs = [(a, b) for b in targets for a in table if a != b]
     pairs += combinations([a for a in table if a not in targets], 2)
     compared, searches = [], []
-    for a, b in pairs:
+    for a, b in cli.progress(pairs, f"pairs of rankings compared, of {len(pairs)}"):
         params, ceiling = of_seeds(table[b], "params").mean(0), ceilings[a] * ceilings[b]
         rhos = compare(means[a], means[b], params, sample, ceiling)
         compared.append({"x": a.rsplit(" ", 1), "y": b.rsplit(" ", 1), **rhos})

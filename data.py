@@ -122,22 +122,26 @@ def split_in_half(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[: n // 2 * 2].view(2, -1).sort().values.unbind()
 
 
-def split(dataset, seed: int, shares) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two random parts of the images as sorted indices: halves, or two shares of each class, of all
-    images if there are no labels."""
+def split(dataset, seed: int, shares, by_class) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two random parts of the images as sorted indices: halves, or two shares of all images, or of
+    each class."""
     if not shares:
         return split_in_half(len(dataset), seed)
     if sum(shares) > 1:
         raise InputError(f"--images {shares[0]} {shares[1]}: together more than all images")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    labels = torch.zeros(len(dataset)) if dataset.labels is None else dataset.labels
+    labels = dataset.labels if by_class else torch.zeros(len(dataset))
     by_class = order[labels[order].argsort(stable=True)]
     parts = [], []
     for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):
         a, b = (round(end * len(members)) for end in (shares[0], sum(shares)))
         parts[0].append(members[:a])
         parts[1].append(members[a:b])
-    return tuple(torch.cat(part).sort().values for part in parts)
+    parts = [torch.cat(part).sort().values for part in parts]
+    if not all(map(len, parts)):
+        why = f"of {len(by_class)} images (of each class, for cls) it leaves none"
+        raise InputError(f"--images {shares[0]} {shares[1]}: {why} for weights or alphas")
+    return tuple(parts)
 
 
 def hold_out(train, test):
@@ -231,6 +235,7 @@ def read_folder(root, size, limit):
         train, test = map(load_images, (train, test))
         notes.append(f"left out: {len(train.unreadable) + len(test.unreadable)} unreadable")
     else:
+        test.crop = image_files.square_crop  # as in memory
         notes.append(f"more than {MAX_BYTES >> 30} GiB of pixels: read from disk, in random crops")
     notes.append(f"{root}: {len(train)} images to train, {len(test)} to evaluate")
     train.notes, test.notes = notes, []
@@ -253,7 +258,7 @@ def load_images(files):
     good = files.subset(torch.tensor(list(formats), dtype=torch.int64))
     images = torch.from_numpy(images[list(formats)] if errors else images)
     dataset = ImageSet(images, good.labels, good.classes, names=good.names)
-    dataset.why_no_labels = files.why_no_labels
+    dataset.why_no_labels, dataset.whites = files.why_no_labels, files.whites
     dataset.unreadable = {files.path(i): reason for i, reason in errors.items()}
     dataset.formats = Counter(formats.values())
     return dataset

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from cli import InputError
+from cli import InputError, progress
 
 import numpy as np
 import torch
@@ -200,16 +200,6 @@ def read_mask(path, image_size, crop):
     return mask
 
 
-def progress(items, what):
-    """The items, and every ten seconds a line that says how many they were."""
-    due = time.monotonic() + 10
-    for count, item in enumerate(items):
-        if what and time.monotonic() > due and os.environ.get("RANK", "0") == "0":
-            due += 10
-            print(f"{what}: {count:,}", flush=True)
-        yield item
-
-
 def try_all(read, items, what=None, threads=None):
     """({item: read(item)}, {item: why it failed}), several at a time; `what`: as in `progress`."""
     results, errors = {}, {}
@@ -261,7 +251,7 @@ def list_images(root):
         elif path.lower().endswith(endings):
             others["duplicate names"] += path[1:] in found
             found[path[1:]] = place
-        elif path.endswith(b".tar"):
+        elif path.endswith(b".tar") and (open_inner or os.path.isfile(root + path)):
             if not open_inner:  # else it is an archive in an archive
                 tars.append(os.fsdecode(root + path))
             with open_inner() if open_inner else open(tars[-1], "rb") as file:
@@ -272,20 +262,24 @@ def list_images(root):
             others[f"{ending or 'without an ending'}{what}"] += 1
 
     def add_members(top, file, start):
-        own = top.split(b"/")[-2] + b"/"  # `tar -cf train.tar train/` puts it before all names
+        own = top.split(b"/")[-2]  # `tar -cf train.tar train/` puts it before all names
         with tarfile.open(fileobj=file, mode="r:") as tar:
+            first = None
             for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
                 tar.members.clear()  # it would keep them all
+                parts = os.fsencode(member.name).split(b"/")
+                parts = [part for part in parts if part not in (b"", b".")]
+                first = first or parts[:1]
                 if member.isreg() and not member.issparse():
-                    parts = os.fsencode(member.name).split(b"/")
-                    path = b"/".join(part for part in parts if part not in (b"", b"."))
+                    path = b"/".join(parts[first == [own] == parts[:1] :])
                     place = len(tars) - 1, start + member.offset_data, member.size
-                    add(top + path.removeprefix(own), place, partial(tar.extractfile, member))
+                    add(top + path, place, partial(tar.extractfile, member))
                 else:
                     others["links and the like in archives"] += not member.isdir()
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it has no end")
+            rest = file.read(100 * tarfile.BLOCKSIZE)
+            if not rest or any(rest):
+                raise tarfile.ReadError("it has no end, or goes on after it")
 
     def skip(error):
         others[f"folder that cannot be read, {os.fsdecode(error.filename)}: {error.strerror}"] += 1

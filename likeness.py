@@ -83,10 +83,13 @@ def alike(a, b) -> list:
 
 def compare(searches) -> np.ndarray:
     """The likeness of each two searches, (n, n, 2 cells, 4 measures), that of alphas the rank
-    correlation of their softmax over all edges; NaN without alphas, and of a search with itself."""
+    correlation of their softmax over all edges; NaN without alphas, and of two with the same seed,
+    which start from the same weights and split the images alike."""
     table = np.full((len(searches), len(searches), 2, len(MEASURES)), np.nan)
     for i, j in combinations(range(len(searches)), 2):
         pair = searches[i], searches[j]
+        if pair[0]["meta"]["seed"] == pair[1]["meta"]["seed"]:
+            continue
         alphas = [search["meta"]["history"][-1].get("alphas") for search in pair]
         for k, name in enumerate(("normal", "reduce")):
             table[i, j, k, :3] = alike(*(search["genotype"][name] for search in pair))
@@ -112,7 +115,7 @@ def mean_over_pairs(table, a, b):
         rest = [mean([i for i in a if i != k], [i for i in b if i != k]) for k in group]
         freedom += len(group) - 1
         variance = variance + (len(group) - 1) * np.var(rest, axis=0)
-    margin = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    margin = stats.t.ppf(0.975, freedom) * np.sqrt(np.where(variance == 0, np.nan, variance))
     return mean(a, b), np.clip([mean(a, b) - margin, mean(a, b) + margin], [0, 0, 0, -1], 1)
 
 

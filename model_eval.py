@@ -213,6 +213,8 @@ def load_network(folder, device="cpu"):
     identity = result["identity"] | {"genotype": to_text(arch).replace("\n", " ")}
     runs.check_identity(where, identity, checkpoint["identity"])
     try:
+        if checkpoint["epoch"] != len(result["epochs"]):
+            raise ValueError(f"that of epoch {checkpoint['epoch']} and not of the last")
         saved, known = argparse.Namespace(**identity), result["images"]
         images = DataSet([], [], known["classes"], masks=[])
         images.mask_classes, images.mean, images.std = images.classes, known["mean"], known["std"]

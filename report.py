@@ -45,7 +45,8 @@ def parse_args(argv=None):
 
 
 def find(folders, name) -> list:
-    return sorted({path for folder in folders for path in Path(folder).rglob(name)})
+    paths = (path for folder in folders for path in sorted(Path(folder).rglob(name)))
+    return [*{path.resolve(): path for path in paths}.values()]  # each once
 
 
 def objective(run):
@@ -174,10 +175,12 @@ def search_table(searches, found) -> list:
     head, rows = ["search", "epochs", "unchanged for", "lead of ops", "lead of edges"], []
     for search in searches:
         meta, last = search["meta"], search["meta"]["history"][-1]
-        row = [title(meta), f"{meta['epoch']}/{meta['epochs']}", None, None, None]
+        epochs = f"{meta['epoch']}/{meta['epochs']}"
+        epochs += f": {meta['stopped']}" if meta.get("stopped") else ""
+        row = [title(meta), epochs, None, None, None]
         if cells := likeness.decided(meta):
-            stood, epochs, *leads = zip(*cells)
-            row[2] = "{} / {} of {} epochs".format(*stood, epochs[0])
+            stood, counted, *leads = zip(*cells)
+            row[2] = "{} / {} of {} epochs".format(*stood, counted[0])
             texts = [[f"{np.median(x):.2g} ({min(x):.2g})" for x in lead] for lead in leads]
             row[3:] = map(" / ".join, texts)
         row += ["{} / {}".format(*last["skips"]), "{} / {}".format(*last["convs"])]
@@ -185,7 +188,8 @@ def search_table(searches, found) -> list:
     text = (
         "Normal / reduction cell. Unchanged: by the last epochs with alpha steps. Lead, median and"
         " least: of a chosen op's weight over the next, of a node's weaker edge over the rest. Of"
-        " random cells: the best by the objective, in a sweep, of as many as train in this time."
+        " random cells: the best by the objective of a power of two of them, as many as a sweep has"
+        " and its trainings fit into this time."
     )
     head += ["skips", "convolutions", "time", "of random cells"]
     return [*cli.markdown_table(head, rows), text, ""]
@@ -195,7 +199,8 @@ def likeness_tables(searches) -> list:
     """How alike cells are that one objective finds with several seeds, or two objectives find."""
     text = (
         "Mean over pairs of searches, in the normal / the reduction cell, with a 95% interval that"
-        " leaves out one search at a time. Random: mean and 95% of pairs of random cells."
+        " leaves out one search at a time. Pairs of one seed do not count, as they start from the"
+        " same weights. Random: mean and 95% of single pairs of random cells."
     )
     groups, lines = {}, [text, ""]
     for k, search in enumerate(searches):
@@ -226,7 +231,7 @@ def draw_accuracies(rows, path):
         ax.plot(row["mean"], y, "D", color=color, ms=9, label=row["group"])
         ax.plot(row["scores"], [y] * len(row["scores"]), "o", color=color, ms=5, mec="white")
     ax.set_yticks(range(len(rows)), [row["cell"] for row in rows])
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(f"{rows[0]['metric']} of {objective(rows[0])}: each seed, and their mean")
     ax.grid(axis="x", alpha=0.3)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels())))

@@ -138,7 +138,9 @@ def darts_cost(genotype: Genotype):
 def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
     """{id: architecture}: n different ones, DARTS cells within the limits of the size filter."""
     rng, found, misses = random.Random(seed), {}, 0
-    while len(found) < n:
+    for _ in cli.progress(itertools.count(), f"cells drawn, {n} of which must fit"):
+        if len(found) == n:
+            return {f"{k:05}": arch for k, arch in enumerate(found.values())}
         if space == "nasbench101":
             arch = draw_nasbench(rng)
             key, fits = genotypes.nasbench_hash(arch), True
@@ -153,7 +155,6 @@ def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:
             found[key], misses = arch, 0
         elif misses == (100_000 if found else 10_000):
             raise InputError(f"no new cell in {misses:,}: widen --params {params}, --macs {macs}")
-    return {f"{k:05}": arch for k, arch in enumerate(found.values())}
 
 
 # ---------------- The sweep: a folder has result.json (done), failed.json (an error), a lock (busy)

@@ -63,7 +63,7 @@ def parse_args(argv=None):
     parser.add_argument("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     group = parser.add_argument_group("data")
     data.add_arguments(group)
-    text = "shares of each class for weights and alphas (default: one half of all images each)"
+    text = "shares for weights and alphas, for cls of each class (default: a half each)"
     group.add_argument("--images", nargs=2, type=at_least(0), metavar=("W", "ALPHA"), help=text)
     add = parser.add_argument_group("model").add_argument
     add("--width", type=cli.even, help="channels of the first cells")
@@ -103,7 +103,9 @@ def main(args):
     args.stem = args.stem or ops.default_stem(args.size)
     setting = args.size, args.stem, args.layers, device
     task = pretext.make_task(args.task, train_set, *setting, search=True)
-    w_split, alpha_split = data.split(train_set, args.seed, args.images)
+    w_split, alpha_split = data.split(
+        train_set, args.seed, args.images, by_class=task.targets == "labels"
+    )
     test_split = None
     if test_set is None:  # ImageNet-22K has no evaluation images
         test_set = train_set
@@ -227,8 +229,10 @@ def why_stop(args, history):
     cells, skips, stable = [], 0, args.stop_stable or 0
     for epoch in history[args.alpha_start :][-1 - stable :]:
         arch = [torch.tensor(epoch[name]) for name in ("alphas", "betas") if name in epoch]
-        cells.append(model_search.derive(*arch))
-        skips = model_search.alpha_stats(arch[0], cells[-1])["skips"][0]
+        cell = model_search.derive(*arch)
+        skips = model_search.alpha_stats(arch[0], cell)["skips"][0]
+        pairs = enumerate(cell.normal + cell.reduce)
+        cells.append({(k // 2, *pair) for k, pair in pairs})  # whichever of a node is stronger
     if args.stop_skips and skips >= args.stop_skips:
         return f"{skips} skip connections in the normal cell"
     if stable and len(cells) > stable and all(cell == cells[0] for cell in cells):

@@ -229,7 +229,8 @@ def main(args, load=data.load, distributed=True):
     result |= {"best": best, "final": scores[-1], "params": params, "macs": macs}
     unreadable = utils.count_distinct(train_set.unreadable)
     result |= {"seconds": round(run.seconds, 1), "unreadable": unreadable}
-    result |= {"images": {"classes": names, "mean": train_set.mean, "std": train_set.std}}
+    normal = {"mean": train_set.mean, "std": train_set.std, "whites": train_set.whites}
+    result |= {"images": {"classes": names, **normal}}
     result |= {"epochs": run.history, "identity": run.identity, **run.header}
     run.write_json("result.json", result)
     found = f"best {best:.2f}, last {scores[-1]:.2f}, {format_seconds(run.seconds)}"

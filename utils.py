@@ -132,7 +132,8 @@ def choose_layout(network, autocast, batch_size, input_shape, *alphas):
     returns a line about it. Grouped convolutions in channels_last are slow with some GPUs and
     versions of cuDNN (github.com/pytorch/pytorch/issues/34977)."""
     device, seconds = next(network.parameters()).device, {}
-    x = torch.ones(batch_size // world_size(), *input_shape[1:], device=device)
+    tiles, *shape = input_shape
+    x = torch.ones(tiles * batch_size // world_size(), *shape, device=device)
     for layout in (torch.channels_last, torch.contiguous_format):
         trial = copy.deepcopy(network).to(memory_format=layout)
         for step in range(8):

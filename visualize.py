@@ -8,8 +8,10 @@ python visualize.py --tasks rot col jig --dataset folder --data my_photos/ --out
 """
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import cli
@@ -249,7 +251,7 @@ def predict(network, task, result, args):
         crop = image_files.CROPS.get(saved.dataset, image_files.square_crop)
         names = [os.fsencode(name) for name in args.files]
         test = image_files.ImageFiles("", names, lambda W, H, *_: crop(W, H, task.view, None))
-        test.whites = image_files.survey(test)[1]
+        test.whites = result["images"].get("whites") or {}
         view, batch_size = view._replace(targets=None), 1
     else:
         path = args.data or result["args"]["data"]
@@ -297,7 +299,8 @@ def caption(record):
 
 
 def draw_predictions(run: Path, path, args):
-    """The images, for classes of pixels the truth, and what predictions make of the inputs."""
+    """Draws the images, for classes of pixels the truth, and what predictions make of the inputs;
+    with --json it returns the predictions instead."""
     import torch
 
     import model_eval
@@ -318,10 +321,9 @@ def draw_predictions(run: Path, path, args):
             row += captioned(task.show(x, y)[-1:], ["truth"])
         answer = task.show(task.undo(x, said), said)
         rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, [*texts]))
-    if args.json:
-        print(json.dumps({**meter.result(), "images": records}, indent=1))
-    else:
+    if not args.json:
         draw_rows(rows, task.classes, path)
+    return json.dumps({**meter.result(), "images": records}, indent=1)
 
 
 def main(args):
@@ -329,18 +331,26 @@ def main(args):
     if Path(out or "cell.png").suffix not in (".png", ".pdf", ".svg"):
         raise cli.InputError(f"{out} is none of .png, .pdf and .svg")
     run = Path(args.what or "")
+    trained = os.path.isfile(f"{run}/result.json")
+    if (args.files or args.json) and not trained:
+        raise cli.InputError(f"{run}: no result.json, so no finished training, so no predictions")
     if args.tasks:
         out = out or "tasks.png"
         draw_tasks(args, out)
+    elif trained:
+        out = out or run / "predictions.png"
+        with contextlib.redirect_stdout(sys.stderr):  # also what reading the images says
+            text = draw_predictions(run, out, args)
+        if args.json:
+            return print(text)
     elif args.what in genotypes.CELLS or not os.path.isdir(run):
         genotype, title = genotypes.load_arch(args.what), genotypes.short_name(args.what)
         if isinstance(genotype, genotypes.NASBenchCell):
             raise cli.InputError(f"{args.what} is of NAS-Bench-101; only DARTS cells are drawn")
         out = out or f"{title}.png"
         draw_cell(genotype, out, f"{title}:")
-    elif (run / "result.json").exists():
-        out = out or run / "predictions.png"
-        draw_predictions(run, out, args)
+    elif not os.path.exists(run / "genotype.json"):
+        raise cli.InputError(f"{run}: neither a finished training nor a search")
     else:
         search, out = genotypes.read_search(run / "genotype.json"), out or run / "cell.png"
         title = "{task} on {dataset}, seed {seed}".format(**search["meta"])
@@ -351,8 +361,7 @@ def main(args):
         if last["alphas"]:
             draw_weights(genotype, last, run / "weights.png", f"{title}:")
             print(run / "weights.png")
-    if not args.json:
-        print(out)
+    print(out)
 
 
 if __name__ == "__main__":

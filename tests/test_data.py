@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
+import cli
 from cli import InputError
 
 import numpy as np
@@ -295,13 +296,16 @@ def test_file_names_that_are_not_text(tmp_path, capsys):
 def test_shares_of_each_class():
     labels = torch.tensor([0] * 100 + [2] * 20 + [1] * 10)
     dataset = data.ImageSet(torch.zeros(130, 1, 1, 3), labels)
-    w, alphas = data.split(dataset, 0, (0.5, 0.25))
+    w, alphas = data.split(dataset, 0, (0.5, 0.25), by_class=True)
     assert dataset.labels[w].bincount().tolist() == [50, 5, 10]
     assert dataset.labels[alphas].bincount().tolist() == [25, 3, 5]
     assert not set(w.tolist()) & set(alphas.tolist()) and w.tolist() == sorted(w.tolist())
-    assert w.tolist() != data.split(dataset, 1, (0.5, 0.25))[0].tolist()
-    dataset.labels = None
-    assert [len(part) for part in data.split(dataset, 0, (0.1, 0.025))] == [13, 3]
+    assert w.tolist() != data.split(dataset, 1, (0.5, 0.25), by_class=True)[0].tolist()
+    dataset.labels = None  # a task without labels does not read them
+    parts = data.split(dataset, 0, (0.1, 0.025), by_class=False)
+    assert [len(part) for part in parts] == [13, 3]
+    with pytest.raises(InputError, match="--images 0.5 0.001: .* leaves none for weights or alpha"):
+        data.split(dataset, 0, (0.5, 0.001), by_class=False)
 
 
 def test_limit_split_and_hash(odd_files):
@@ -795,6 +799,16 @@ def png(seed):
     return file.getvalue()
 
 
+def test_a_class_of_the_name_of_its_archive(tmp_path):
+    """Other than a folder around all names, as `tar -cf train.tar train/` puts it."""
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name in ("bus", "train"):
+            add(tar, f"{name}/0.png", png(0))
+            add(tar, f"{name}/1.png", png(1))
+    train_set, _ = data.load("folder", tmp_path, size=8)
+    assert train_set.classes == ["bus", "train"] and train_set.labels is not None
+
+
 def test_what_a_tar_archive_leaves_out(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "folder.png").write_bytes(png(0))
@@ -816,9 +830,13 @@ def test_what_a_tar_archive_leaves_out(tmp_path, capsys):
         add(tar, "inner.tar.gz", b"no image")
     (tmp_path / "a" / "more.zip").write_bytes(b"")
     (tmp_path / "a" / "._shard.tar").write_bytes(b"from a Mac")
+    (tmp_path / "a" / "gone.tar").symlink_to("nowhere")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "a" / "pipe.tar")  # would block
+    no_files = 1 + hasattr(os, "mkfifo")
     train_set, _ = data.load("imagenet22k", tmp_path)
     assert train_set.notes[0] == (
-        "left out: 4 hidden, 3 links and the like in archives, "
+        f"left out: 4 hidden, 3 links and the like in archives, {no_files} .tar, "
         "1 .gz (unpack it, or decompress it to .tar), 1 .txt, "
         "1 .zip (unpack it, or decompress it to .tar), 1 duplicate names"
     )
@@ -862,6 +880,7 @@ def test_tar_archives_that_are_not_whole(tmp_path):
     ]
     broken = [whole[:cut] for cut in cuts] + [gzip.compress(whole), b"x" * 2000, b"\1" + whole]
     broken.append(whole[: starts[2]] + b"x" * 512 + whole[starts[2] + 512 :])
+    broken.append(whole + whole)  # of which only the first would be read
     for content in broken:
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"^{path}: not a whole .tar, or compressed"):
@@ -898,7 +917,7 @@ def test_what_takes_long_says_how_far_it_is(tmp_path, capsys, monkeypatch):
     root = make_labelled(tmp_path / "photos", folders=("train",))
     pack(root / "train" / "cat")
     clock = SimpleNamespace(time=time.time, monotonic=itertools.count(step=4).__next__)
-    monkeypatch.setattr(image_files, "time", clock)
+    monkeypatch.setattr(cli, "time", clock)
     data.load("folder", root)
     out = capsys.readouterr().out
     assert f"{root}: folders listed: 2\n" in out and f"{root}/train/dog: files listed: 2\n" in out

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 import data
+import genotypes
+import model_eval
 import pretext
 import runs
 import search
@@ -160,6 +162,16 @@ def test_the_faster_memory_format(monkeypatch, slow):
     assert not network[0].weight.is_contiguous(memory_format=slow)
     after = [*network.state_dict().values(), torch.get_rng_state()]
     assert all(map(torch.equal, state, after)) and network[0].weight.grad is None
+
+
+def test_memory_formats_are_tried_on_all_tiles(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    images = data.ImageSet(torch.zeros(8, 96, 96, 3, dtype=torch.uint8))
+    task = pretext.make_task("jig", images, 96, "imagenet", 1, "cpu")
+    assert task.input_shape[0] == 9
+    arch = genotypes.load_arch("darts_v2")
+    network = model_eval.build_network(arch, 4, 1, "imagenet", **task.network_args)
+    assert "ms a step" in utils.choose_layout(network, nullcontext(), 4, task.input_shape)
 
 
 FAKE = """#!/bin/bash

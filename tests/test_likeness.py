@@ -112,21 +112,25 @@ def test_random_cells_are_at_chance():
     assert abs(mean) < 0.01 and (low, high) == pytest.approx((-0.186, 0.186), abs=0.02)
 
 
-def make_search(cell, alphas):
+def make_search(cell, alphas, seed):
     history = [{} if alphas is None else {"alphas": alphas.tolist()}]
-    return {"genotype": {"normal": cell, "reduce": A}, "meta": {"history": history}}
+    return {"genotype": {"normal": cell, "reduce": A}, "meta": {"history": history, "seed": seed}}
 
 
 def test_rank_correlation_of_alphas():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 2, NUM_EDGES, len(PRIMITIVES)))
     shifted = a + rng.standard_normal((2, NUM_EDGES, 1))  # the same softmax
-    table = likeness.compare([make_search(A, x) for x in (a, shifted, b, None)])
+    searches = [make_search(A, x, seed) for seed, x in enumerate((a, shifted, b, None))]
+    table = likeness.compare(searches)
     assert table[0, 1] == pytest.approx(np.ones((2, 4)))
     expected = [stats.spearmanr(softmax(a[k], -1), softmax(b[k], -1), axis=None)[0] for k in (0, 1)]
     assert table[0, 2, :, 3] == pytest.approx(expected) and np.abs(expected).max() < 0.25
     assert np.isnan(table[0, 3, :, 3]).all() and np.isfinite(table[0, 3, :, :3]).all()
     assert np.isnan(table[0, 0]).all() and np.array_equal(table[2, 1], table[1, 2])
+    searches[1]["meta"]["seed"] = 0  # then both began with the same weights
+    table = likeness.compare(searches)
+    assert np.isnan(table[0, 1]).all() and np.isfinite(table[1, 2]).all()
 
 
 def test_intervals_treat_searches_as_what_varies():
@@ -146,11 +150,19 @@ def test_intervals_treat_searches_as_what_varies():
         mean, limits = likeness.mean_over_pairs(table, a, b)
         assert np.isfinite(mean).all() and np.isnan(limits).all()
     assert np.isnan(likeness.mean_over_pairs(table, [0], [0])[0]).all()
+    table[0, 2:], table[1, 2:] = np.array([[0.2, 0.6], [0.6, 0.2]])[..., None, None]
+    mean, limits = likeness.mean_over_pairs(table, [0, 1], [2, 3])  # each search has the same mean
+    assert mean == pytest.approx(np.full((2, 4), 0.4)) and np.isnan(limits).all()
 
 
 def test_the_published_cells_for_the_normal_cell_are_alike():
     """Those of ImageNet, found by cls, rot, col and jig: more than random ones, in their ops."""
     names = [f"unnas_imagenet_{task}" for task in ("cls", "rot", "col", "jig")]
-    table = likeness.compare([make_search(genotypes.named_cell(n).normal, None) for n in names])
+    table = likeness.compare(
+        [
+            make_search(genotypes.named_cell(name).normal, None, seed)
+            for seed, name in enumerate(names)
+        ]
+    )
     mean, _ = likeness.mean_over_pairs(table, [0, 1, 2, 3], [0, 1, 2, 3])
     assert mean[0, 0] > likeness.chance(100)[2, 0]

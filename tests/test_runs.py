@@ -255,6 +255,8 @@ def test_when_a_search_stops():
     betas = torch.zeros(3, 2, 14)
     betas[1, 0, 4] = 1  # 2 -> 3 becomes the first edge of node 3
     assert why(history_of(conv, conv, conv, betas=betas), stable) is None
+    betas[:, 0, 2:5] = torch.tensor([[3, 2, 0], [2, 3, 0], [3, 2, 0]])  # the first of two, in turns
+    assert why(history_of(conv, conv, conv, betas=betas), stable)
 
 
 def test_a_stopped_search_ends_as_a_finished_one(tmp_path, capsys):
@@ -276,7 +278,7 @@ def test_a_stopped_search_ends_as_a_finished_one(tmp_path, capsys):
 def test_fewer_images_for_the_alphas(tmp_path, watched):
     """Which are used several times in an epoch."""
     run_search("--task rot --epochs 1 --images 0.8 0.2 --batch_size 4 --out", tmp_path)
-    w_part, alpha_part = data.split(data.load("shapes", limit=40)[0], 0, (0.8, 0.2))
+    w_part, alpha_part = data.split(data.load("shapes", limit=40)[0], 0, (0.8, 0.2), by_class=False)
     w_batches, alpha_batches = watched["batches"][1::2], watched["batches"][::2]
     assert len(w_batches) == len(alpha_batches) == len(w_part) // 4 == 8
     assert {i for batch in w_batches for i in batch} <= set(w_part.tolist())

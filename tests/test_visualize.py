@@ -233,9 +233,36 @@ def test_predictions(tmp_path, shown, capsys, task):
     assert "none.png" in error_of(capsys, out, tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_file_is_seen_as_in_the_evaluation(tmp_path, monkeypatch, capsys, on_disk):
+    """Images of 16 bits, darker than others of their data set: the white is that of training."""
+    if on_disk:
+        monkeypatch.setattr(data, "MAX_BYTES", 1000)
+    rng = np.random.default_rng(0)
+    for part, label, k in itertools.product(("train", "val"), range(2), range(6)):
+        path = tmp_path / "photos" / part / f"class{label}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers((900, 60000)[label], size=(24, 30), dtype=np.uint16)
+        Image.fromarray(pixels).save(path)
+    argv = ["--dataset", "folder", "--data", str(tmp_path / "photos"), "--size", "16"]
+    argv += ["--arch", "darts_v2", "--width", "4", "--layers", "2", "--batch_size", "4"]
+    argv += ["--auxiliary", "0", "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "t")]
+    result = train.main(train.parse_args(argv))
+    assert result["images"]["whites"] == {"I": 65535}
+    found = predictions_of(capsys, tmp_path / "t")["images"]
+    files = [str(tmp_path / "photos" / "val" / image["image"]) for image in found]
+    alone = predictions_of(capsys, tmp_path / "t", *files)["images"]
+    for image, file in zip(found, alone):
+        (expected,), (record,) = image["predictions"], file["predictions"]
+        for name, p in record["classes"].items():
+            assert p == pytest.approx(expected["classes"][name], rel=1e-5)
+
+
 def test_errors_are_one_line(tmp_path, capsys):
+    assert "no finished training" in error_of(capsys, "darts_v2", "--json")
+    assert "no finished training" in error_of(capsys, "darts_v2", "a.jpg")
     assert "no architecture 'resnet50'" in error_of(capsys, "resnet50")
-    assert "genotype.json" in error_of(capsys, tmp_path)
+    assert "neither a finished training nor a search" in error_of(capsys, tmp_path)
     assert "cell.xyz" in error_of(capsys, "darts_v2", "--out", tmp_path / "cell.xyz")
     missing = tmp_path / "none" / "cell.png"
     assert str(missing) in error_of(capsys, "darts_v2", "--out", missing)

@@ -4,7 +4,6 @@ Reads every result.json below the folders, or sweep_summary.json of the paper's 
 NAME=FOLDER calls the data set NAME. Writes OUT/report.md, OUT/correlations.json and the figures.
 
     python correlate.py runs/sample_darts_shapes
-    python correlate.py CIFAR-10=runs/sample_darts_cifar10 ImageNet=runs/sample_darts_imagenet
 """
 
 import argparse
@@ -15,9 +14,8 @@ from itertools import combinations, product
 from pathlib import Path
 
 import cli
-from cli import NUMBER, InputError, at_least
-
 import numpy as np
+from cli import NUMBER, InputError, at_least
 from matplotlib.figure import Figure
 from scipy import special, stats
 

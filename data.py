@@ -22,11 +22,10 @@ from functools import partial
 from pathlib import Path
 
 import cli
-from cli import InputError, at_least
-
 import numpy as np
 import torch
 import torch.distributed as dist
+from cli import InputError, at_least
 from filelock import FileLock
 
 import image_files

@@ -8,8 +8,6 @@ the ops, first `input`, last `output`.
 
     python genotypes.py                        # the names of the published cells
     python genotypes.py darts_v2               # a cell as text; visualize.py draws it
-    python genotypes.py runs/x/genotype.json   # or archs.json:00004, one of a list
-    python genotypes.py "Genotype(normal=[('sep_conv_3x3', 0), ... reduce_concat=range(2, 6))"
 """
 
 import argparse
@@ -21,9 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cli
-from cli import NUMBER, InputError, check_shape, read_json
-
 import numpy as np
+from cli import NUMBER, InputError, check_shape, read_json
 
 # The candidate operations of the DARTS space, in the order of the columns of alpha
 PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]

@@ -17,10 +17,9 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from cli import InputError, progress
-
 import numpy as np
 import torch
+from cli import InputError, progress
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, get_worker_info
 

@@ -7,10 +7,9 @@ import math
 from functools import partial
 from pathlib import Path
 
-from cli import InputError, TrainingError
-
 import torch
 import torch.nn as nn
+from cli import InputError, TrainingError
 
 import ops
 from genotypes import Genotype, NASBenchCell, parse_arch, read_result, to_text

@@ -18,12 +18,11 @@ are slow on a CPU. In training it augments, after what workers did to images on 
 import itertools
 from functools import lru_cache
 
-from cli import InputError
-
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from cli import InputError
 
 from image_files import View
 from ops import ASPPHead, PixelHead, PooledHead, total_stride

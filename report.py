@@ -13,7 +13,6 @@ import statistics
 from pathlib import Path
 
 import cli
-
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats

@@ -31,10 +31,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import cli
-from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
-
 import torch
 import torch.distributed as dist
+from cli import NUMBER, InputError, TrainingError, at_least, format_metrics, format_seconds
 from filelock import FileLock, Timeout
 
 import genotypes

@@ -5,20 +5,16 @@ turns, first order. Writes genotype.json after every epoch, which train.py train
 pictures of the cell, of the alpha history and of the final weights.
 
     python search.py --task rot                                    # embedded data, two CPU minutes
-    python search.py --task col --dataset cifar10 --data data/     # DARTS' settings on CIFAR-10
     python search.py --task col --dataset cifar10 --data data/ --partial 4         # PC-DARTS'
     python search.py --task jig --dataset folder --data my_photos/ # any images, no labels
-    python search.py --task jig --dataset folder --data my_photos/ --resume
     torchrun --nproc_per_node=8 search.py --task rot --dataset imagenet --data imagenet/
-    torchrun --nproc_per_node=8 search.py --task seg --dataset cityscapes --data cityscapes/
 """
 
 import argparse
 
 import cli
-from cli import InputError, at_least, format_metrics, table_row
-
 import torch
+from cli import InputError, at_least, format_metrics, table_row
 from torch.nn.utils import clip_grad_norm_
 
 import data
@@ -136,7 +132,7 @@ def main(args):
     meters = {"w": w_meter, "alpha": alpha_meter}
     run.start(parts, meters, steps=len(w_split) // args.batch_size)
     images = f"{len(w_split)} images for the weights, {len(alpha_split)} for the alphas"
-    size = f"supernet of {utils.count_params(supernet) / 1e6:.2f} M parameters"
+    size = f"supernet of {sum(w.numel() for w in supernet.parameters()) / 1e6:.2f} M parameters"
     run.print(f"{args.task} on {args.dataset}: {images}; {size}")
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:

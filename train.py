@@ -3,19 +3,15 @@ of the paper). Writes result.json at the end.
 
     python train.py --arch runs/search_shapes_rot_s0/genotype.json   # a found cell, on a CPU
     python train.py --arch darts_v2 --dataset cifar10 --data data/   # as DARTS evaluates a cell
-    python train.py --arch archs.json:00004 --task jig --dataset folder --data my_photos/
-    python train.py --arch darts_v2 --dataset cifar10 --data data/ --resume
     torchrun --nproc_per_node=8 train.py --arch unnas_imagenet_rot --dataset imagenet --data in1k/
-    torchrun --nproc_per_node=8 train.py --arch darts_v2 --task seg --dataset cityscapes --data cs/
 """
 
 import argparse
 import bisect
 
 import cli
-from cli import InputError, at_least, format_seconds, table_row
-
 import torch
+from cli import InputError, at_least, format_seconds, table_row
 from torch.nn.utils import clip_grad_norm_
 
 import data
@@ -140,15 +136,13 @@ def main(args, load=data.load, distributed=True):
         shape = width, args.layers, args.stem
         return model_eval.build_network(genotype, *shape, **task.network_args, **more)
 
-    def macs_at(width):
-        return utils.count_macs(lambda: build(width), task.input_shape)
+    def cost_at(width):
+        return utils.count(lambda: build(width), task.input_shape)
 
     if args.width is None:
         smallest = 2 if space == "darts" else 8  # up to five vertices share the channels
-        args.width = largest_width(macs_at, args.max_macs, smallest)
-    macs = macs_at(args.width)
-    with torch.device("meta"):  # without the auxiliary head, as in the paper
-        params = utils.count_params(build(args.width))
+        args.width = largest_width(lambda width: cost_at(width)[1], args.max_macs, smallest)
+    params, macs = cost_at(args.width)  # without the auxiliary head, as in the paper
     if args.auxiliary:
         if not task.classifies_inputs:
             raise InputError("--auxiliary: only for tasks with a class for each input, cls and rot")

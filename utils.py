@@ -9,10 +9,9 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
-from cli import InputError
-
 import torch
 import torch.distributed as dist
+from cli import InputError
 from torch.utils.flop_counter import FlopCounterMode
 
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for another one
@@ -242,18 +241,14 @@ def check_equal(name, tensor):
 # ----------------------------------------------------------------------- Counts, meters, evaluation
 
 
-def count_params(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def count_macs(build, input_shape):
-    """Multiply-accumulates of the convolutions and linear layers for an input (B, C, H, W). `build`
-    makes the network, on the meta device: no memory, no time."""
+def count(build, input_shape):
+    """Parameters, and multiply-accumulates of convolutions and linear layers for an input of that
+    shape. `build` makes the network, on the meta device: no memory, no time."""
     with torch.device("meta"):
         network, x = build().eval(), torch.empty(input_shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
-    return counter.get_total_flops() // 2
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
 
 
 class Meter:

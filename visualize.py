@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import cli
-
 import numpy as np
 from matplotlib import colormaps, cycler
 from matplotlib.figure import Figure

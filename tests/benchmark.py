@@ -33,7 +33,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import cli
-
 import numpy as np
 import torch
 from baseline_tasks import baseline_col, baseline_jig, baseline_rot

@@ -33,6 +33,10 @@ def shared_data():
     return DATA
 
 
+def count_params(module):
+    return sum(p.numel() for p in module.parameters())
+
+
 def photo(width, height, seed=0):
     """Something smooth, so that JPEG keeps it: red grows to the right, green downwards."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]

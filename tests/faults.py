@@ -39,7 +39,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import cli
-
 import matplotlib.backends.backend_agg  # noqa: F401  what children would import, each anew
 import numpy as np
 import torch._dynamo  # noqa: F401

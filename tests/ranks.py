@@ -8,10 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import cli
-from cli import InputError
-
 import torch
 import torch.nn as nn
+from cli import InputError
 
 import data
 import model_eval

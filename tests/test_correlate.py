@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import cli
-from cli import InputError
-
 import numpy as np
 import pytest
+from cli import InputError
 from scipy import stats
 
 import correlate

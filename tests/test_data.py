@@ -16,11 +16,10 @@ from types import SimpleNamespace
 from urllib.error import URLError
 
 import cli
-from cli import InputError
-
 import numpy as np
 import pytest
 import torch
+from cli import InputError
 from conftest import photo
 from PIL import Image, ImageOps
 from scipy import stats

@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from cli import InputError
-
 import pytest
 import ranks
 import torch
+from cli import InputError
 from filelock import FileLock
 
 import genotypes

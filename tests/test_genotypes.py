@@ -4,9 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli import InputError, write_json
-
 import pytest
+from cli import InputError, write_json
 
 import genotypes
 from genotypes import CELLS, load_arch, to_entry

@@ -4,9 +4,9 @@ import copy
 import importlib.util
 
 import cli
-
 import pytest
 import torch
+from conftest import count_params
 
 import genotypes
 import image_files
@@ -59,7 +59,7 @@ def test_a_loaded_network_is_the_trained_one(tmp_path, monkeypatch, argv):
             assert torch.equal(network.head(maps, x.shape[-2:]), logits)
             assert torch.equal(network.cell_outputs(x)[-1], maps)
     assert meter.result()[task.metric] == result["final"]
-    assert utils.count_params(network) == result["params"]
+    assert count_params(network) == result["params"]
 
 
 def test_a_network_of_a_cell_alone():

@@ -5,12 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli import InputError
-
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from cli import InputError
 from edge_supernet import EdgeSupernet, copy_weights, paired_parameters
 
 import utils
@@ -293,8 +292,7 @@ def test_counting_leaves_nothing_behind():
             nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
         )
 
-    assert utils.count_macs(build, (1, 3, 32, 32)) == 32 * 32 * 8 * 27 + 80
-    assert utils.count_params(build()) == 8 * 27 + 8 + 90
+    assert utils.count(build, (1, 3, 32, 32)) == (8 * 27 + 8 + 90, 32 * 32 * 8 * 27 + 80)
 
 
 def test_a_reduction_of_eight_channels_on_a_large_map():

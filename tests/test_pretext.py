@@ -2,12 +2,11 @@
 
 import itertools
 
-from cli import InputError
-
 import baseline_tasks
 import numpy as np
 import pytest
 import torch
+from cli import InputError
 
 import data
 import pretext

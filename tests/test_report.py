@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import cli
-
 import numpy as np
 import pytest
 from scipy import stats

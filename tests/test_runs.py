@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import cli
-
 import numpy as np
 import pytest
 import torch

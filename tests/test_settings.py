@@ -1,7 +1,6 @@
 """The tables of defaults against the paper's settings, and what --help shows of them."""
 
 import cli
-
 import pytest
 
 import genotypes

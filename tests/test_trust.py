@@ -13,11 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import cli
-from cli import InputError
-
 import pytest
 import torch
 import torch.nn as nn
+from cli import InputError
 from conftest import photo
 from filelock import FileLock
 

@@ -33,7 +33,7 @@ import visualize
 DEFAULTS = [
     ("dataset",     "task",  "partial", "size", "limit", "images", "width", "layers", "epochs",
      "alpha_start", "batch_size", "lr", "alpha_lr", "weight_decay", "save_every"),
-    ("shapes",      "*",         "*", None,  480, None,  8,  3,   6, 0, 16, 0.05, 1e-2,   3e-4, 0),
+    ("shapes",      "*",         "*",   16,  480, None,  8,  3,   8, 0, 16, 0.05, 1e-2,   3e-4, 0),
     ("imagenet",    "jig",       "1",  255, None, None, 16,  8,   2, 1, 32, 0.05, 1.5e-4, 3e-5, 0),
     ("imagenet",    "rot",       "1",  224, None, None, 16,  8,   2, 1, 32, 0.05, 1.5e-4, 3e-5, 0),
     ("imagenet",    "cls col *", "1",  224, None, None, 16,  8,   2, 1, 64, 0.1,  3e-4,   3e-5, 0),

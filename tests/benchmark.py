@@ -6,8 +6,8 @@ baselines are written as public code does it: the supernet edge by edge in the d
 format, with all gradients in both steps; pretext tasks image by image in numpy and scipy; photos
 through torchvision's ImageFolder.
 
-    python tests/benchmark.py                                    # 25 minutes on two idle cores
-    python tests/benchmark.py --quick                            # a minute: smaller, fewer turns
+    python tests/benchmark.py
+    python tests/benchmark.py --quick                            # smaller, fewer turns
     python tests/benchmark.py --only supernet growth --json results/speed.json
 """
 

@@ -136,8 +136,8 @@ def test_settings_are_printed_once_at_the_start(tmp_path, capsys, script):
     lines = capsys.readouterr().out.splitlines()
     (settings,) = (line for line in lines if line.startswith("settings: "))
     given = f"{OPTIONS[script]} --lr 0.05".removeprefix("--").split(" --")
-    default = {search: "grad_clip 5.0", train: "label_smoothing 0.0"}[script]
-    assert {*given, default, "epochs 1", "size 32"} <= {*settings[10:].split(", ")}
+    defaults = {search: ["grad_clip 5.0", "size 16"], train: ["label_smoothing 0.0", "size 32"]}
+    assert {*given, *defaults[script], "epochs 1"} <= {*settings[10:].split(", ")}
     assert "None" not in settings
     first_step = next(k for k, line in enumerate(lines) if line.startswith("epoch 1/1  step"))
     assert lines.index(settings) < first_step
@@ -647,7 +647,7 @@ BAD = {
     "device": (train, "cuda:99", "--device cuda:99"),
     "partial channels": (search, "--partial 3 does not divide --width 4", "--partial 3"),
     "more than all images": (search, "--images 0.8 0.3", "--images 0.8 0.3"),
-    "no images for the alphas": (search, "there are 0 images", "--images 0.8 0"),
+    "no images for the alphas": (search, "--images 0.8 0.0: of 40", "--images 0.8 0"),
     "odd width": (search, "--width", "--width 7"),
     "negative rate": (search, "--lr", "--lr -1"),
     "drop path of one": (train, "--drop_path", "--drop_path 1"),

@@ -130,15 +130,15 @@ def split(dataset, seed: int, shares, by_class) -> tuple[torch.Tensor, torch.Ten
         raise InputError(f"--images {shares[0]} {shares[1]}: together more than all images")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     labels = dataset.labels if by_class else torch.zeros(len(dataset))
-    by_class = order[labels[order].argsort(stable=True)]
+    ordered = order[labels[order].argsort(stable=True)]
     parts = [], []
-    for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):
+    for members in ordered.split(labels.unique(return_counts=True)[1].tolist()):
         a, b = (round(end * len(members)) for end in (shares[0], sum(shares)))
         parts[0].append(members[:a])
         parts[1].append(members[a:b])
     parts = [torch.cat(part).sort().values for part in parts]
     if not all(map(len, parts)):
-        why = f"of {len(by_class)} images (of each class, for cls) it leaves none"
+        why = f"of {len(ordered)} images (of each class, for cls) it leaves none"
         raise InputError(f"--images {shares[0]} {shares[1]}: {why} for weights or alphas")
     return tuple(parts)
 

@@ -136,11 +136,11 @@ EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
 EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
 META = RUN | {"identity": IDENTITY | {"alpha_start": (int, None), "partial": (int, None)}}
 META |= {"epoch": int, "epochs": int, "history": [EPOCH], "stopped": (str, None)}
-WHITES = {"whites": ({...: NUMBER}, None)}
+IMAGES = {"classes": [str], "mean": [NUMBER], "std": [NUMBER], "whites": ({...: NUMBER}, None)}
 RESULT = RUN | {"identity": IDENTITY | {"width": int, "epochs": int}, "epochs": [dict]}
 RESULT |= {"arch": str, "metric": str, "higher_is_better": bool, "best": NUMBER, "final": NUMBER}
 RESULT |= {"params": NUMBER, "macs": NUMBER, "args": {"arch": str, "data": (str, None)}}
-RESULT |= {"images": ({"classes": [str], "mean": [NUMBER], "std": [NUMBER], **WHITES}, None)}
+RESULT |= {"images": (IMAGES, None)}
 
 # --------------------------------------------------------------------------------------------------
 # Reading and writing. `where` opens the message of the InputError that anything malformed gets.

@@ -263,16 +263,18 @@ def list_images(root):
     def add_members(top, file, start):
         own = top.split(b"/")[-2]  # `tar -cf train.tar train/` puts it before all names
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            first = None
+            wrapped = None  # whether it is, as the first name that is not hidden tells
             for member in progress(iter(tar.next, None), f"{tars[-1]}: files listed"):
                 tar.members.clear()  # it would keep them all
                 parts = os.fsencode(member.name).split(b"/")
                 parts = [part for part in parts if part not in (b"", b".")]
-                first = first or parts[:1]
+                if wrapped is None and parts and not parts[0].startswith(b"."):
+                    wrapped = parts[0] == own
+                if wrapped and parts[:1] == [own]:
+                    del parts[0]
                 if member.isreg() and not member.issparse():
-                    path = b"/".join(parts[first == [own] == parts[:1] :])
                     place = len(tars) - 1, start + member.offset_data, member.size
-                    add(top + path, place, partial(tar.extractfile, member))
+                    add(top + b"/".join(parts), place, partial(tar.extractfile, member))
                 else:
                     others["links and the like in archives"] += not member.isdir()
             file.seek(tar.offset)

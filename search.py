@@ -222,17 +222,20 @@ def main(args):
 def why_stop(args, history):
     """Why a search ends before its last epoch, or None: the rules of DARTS+ (Liang et al. 2019), on
     the cells that the last epochs with alpha steps would give without --max_skips."""
-    cells, skips, stable = [], 0, args.stop_stable or 0
-    for epoch in history[args.alpha_start :][-1 - stable :]:
-        arch = [torch.tensor(epoch[name]) for name in ("alphas", "betas") if name in epoch]
-        cell = model_search.derive(*arch)
-        skips = model_search.alpha_stats(arch[0], cell)["skips"][0]
-        pairs = enumerate(cell.normal + cell.reduce)
-        cells.append({(k // 2, *pair) for k, pair in pairs})  # whichever of a node is stronger
+    history = history[args.alpha_start :][-1 - (args.stop_stable or 0) :]
+    if not history:
+        return
+    last = history[-1]
+    arch = [torch.tensor(last[name]) for name in ("alphas", "betas") if name in last]
+    skips = model_search.alpha_stats(arch[0], model_search.derive(*arch))["skips"][0]
     if args.stop_skips and skips >= args.stop_skips:
         return f"{skips} skip connections in the normal cell"
-    if stable and len(cells) > stable and all(cell == cells[0] for cell in cells):
-        return f"the same cells for {stable} epochs"
+    if args.stop_stable:
+        import likeness  # here, as few searches need it and its scipy.stats takes a second
+
+        cells = likeness.decided({"history": history, "identity": {}})
+        if min(stood for stood, *_ in cells) > args.stop_stable:
+            return f"the same cells for {args.stop_stable} epochs"
 
 
 def write_genotype(run, genotype, **more):

@@ -250,7 +250,7 @@ def predict(network, task, result, args):
         crop = image_files.CROPS.get(saved.dataset, image_files.square_crop)
         names = [os.fsencode(name) for name in args.files]
         test = image_files.ImageFiles("", names, lambda W, H, *_: crop(W, H, task.view, None))
-        test.whites = result["images"].get("whites") or {}
+        test.whites = result["images"]["whites"] or {}
         view, batch_size = view._replace(targets=None), 1
     else:
         path = args.data or result["args"]["data"]
@@ -298,8 +298,8 @@ def caption(record):
 
 
 def draw_predictions(run: Path, path, args):
-    """Draws the images, for classes of pixels the truth, and what predictions make of the inputs;
-    with --json it returns the predictions instead."""
+    """The images, for classes of pixels the truth, and what predictions make of the inputs. Returns
+    the predictions as data; with --json it draws nothing."""
     import torch
 
     import model_eval
@@ -322,7 +322,7 @@ def draw_predictions(run: Path, path, args):
         rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, [*texts]))
     if not args.json:
         draw_rows(rows, task.classes, path)
-    return json.dumps({**meter.result(), "images": records}, indent=1)
+    return {**meter.result(), "images": records}
 
 
 def main(args):
@@ -339,9 +339,9 @@ def main(args):
     elif trained:
         out = out or run / "predictions.png"
         with contextlib.redirect_stdout(sys.stderr):  # also what reading the images says
-            text = draw_predictions(run, out, args)
+            found = draw_predictions(run, out, args)
         if args.json:
-            return print(text)
+            return print(json.dumps(found, indent=1))
     elif args.what in genotypes.CELLS or not os.path.isdir(run):
         genotype, title = genotypes.load_arch(args.what), genotypes.short_name(args.what)
         if isinstance(genotype, genotypes.NASBenchCell):

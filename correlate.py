@@ -172,9 +172,11 @@ def partial_correlation(x, y, z):
 
 
 def interval(rhos):
-    """95%, without constant samples, for which scipy.stats.bootstrap would give NaN."""
-    rhos = rhos[np.isfinite(rhos)]
-    return np.quantile(rhos, [0.025, 0.975]).tolist() if len(rhos) else [math.nan] * 2
+    """95%, without constant samples, for which scipy.stats.bootstrap would give NaN, and those
+    whose seeds agree in nothing; unknown where they are more than one in 20."""
+    finite = rhos[np.isfinite(rhos)]
+    known = len(finite) >= 0.95 * len(rhos)
+    return np.quantile(finite, [0.025, 0.975]).tolist() if known else [math.nan] * 2
 
 
 def between_seeds(scores):
@@ -300,33 +302,39 @@ def draw_scatter(space, numbers):
 
 
 def draw_experiments(space, numbers):
-    """A column for each target. Fig. 5, the mean and two deviations by each predictor; below, rho
-    with the 95% interval that it would have with fewer architectures."""
+    """A column for each target. Fig. 5, the mean and two deviations by each predictor, against the
+    architectures drawn and, where it is known, the time to train them; below, rho with the 95%
+    interval that it would have with fewer architectures."""
     targets, curves = list(dict.fromkeys(s["target"] for s in numbers["random_search"])), []
     for search in numbers["random_search"]:
-        m, mean, std = np.transpose([[*row.values()][:3] for row in search["curve"]])
-        band = mean - 2 * std, mean + 2 * std
-        curves.append((0, search["proxy"], search["target"], m, mean, *band))
+        m, mean, std, _, _, seconds = np.transpose([[*row.values()] for row in search["curve"]])
+        found = mean, mean - 2 * std, mean + 2 * std
+        curves.append(("architectures drawn", search["proxy"], search["target"], m, *found))
+        if np.isfinite(seconds).all():
+            row = "hours to train them", search["proxy"], search["target"]
+            curves.append((*row, seconds / 3600, *found))
     for pair in numbers["pairs"]:
         m, *band = np.transpose(pair["rho_intervals_of_n"])
         rho = np.full(len(m), pair["rho"])
-        curves.append((1, " ".join(pair["x"]), " ".join(pair["y"]), m, rho, *band))
-    figure = Figure(figsize=(5 * len(targets), 7), layout="constrained")
-    axes = figure.subplots(2, len(targets), squeeze=False, sharex=True)
+        curves.append(("architectures", " ".join(pair["x"]), " ".join(pair["y"]), m, rho, *band))
+    rows = list(dict.fromkeys(curve[0] for curve in curves))
+    figure = Figure(figsize=(5 * len(targets), 3.5 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(targets), squeeze=False)
     for row, predictor, target, x, y, low, high in curves:
         if target in targets:
-            ax, (dataset, task) = axes[row, targets.index(target)], predictor.rsplit(" ", 1)
+            ax = axes[rows.index(row), targets.index(target)]
+            dataset, task = predictor.rsplit(" ", 1)
             color, marker = STYLES.get(task, ("black", "P"))
             line = "-" if target == f"{dataset} cls" else "--"
             ax.fill_between(x, low, high, color=color, alpha=0.07, linewidth=0)
             ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
-            ax.set_ylabel("rho [95%]" if row else f"{target} of the best")
+            ax.set(xlabel=row, ylabel=f"{target} of the best")
+            ax.set_xscale("log", base=10 if "hours" in row else 2)
             ax.grid(alpha=0.3)
-    for top, bottom in axes.T:
+    for top, bottom in zip(axes[0], axes[-1]):
         top.set_title(SPACES[space])
         top.legend(fontsize=8, handlelength=3)
-        bottom.set_xlabel("architectures drawn")
-        bottom.set_xscale("log", base=2)
+        bottom.set_ylabel("rho [95%]")
     return figure
 
 

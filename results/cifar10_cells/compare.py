@@ -148,7 +148,28 @@ def lengths_table(rows):
             row.append(correlate.format_rho(rho, correlate.interval(rhos)) if i < j else None)
         body.append(row)
     head = ["training", "mean accuracy", "std of cells", *(f"rho with {n} epochs" for n in lengths)]
-    return [f"{len(archs)} cells, seed 1", "", *cli.markdown_table(head, body)]
+    lines = [f"{len(archs)} cells, seed 1", "", *cli.markdown_table(head, body)]
+    params = {row["arch"]: row["params"] for row in rows}
+    sizes = np.array([params[arch] for arch in archs])
+    for (n, x), (m, y) in combinations(zip(lengths, scores), 2):
+        rho = correlate.rank_correlation(sizes, y - x)
+        lines.append(f"Parameters and what {m} epochs gain over {n}: rho {rho:.2f}.")
+    return lines
+
+
+def recipes_lines(rows, others):
+    """The same cells trained as long at another learning rate."""
+    table, other = table_of(rows), table_of(others)
+    archs = sorted(other)
+    x, y = np.array([[table[arch][1], other[arch][1]] for arch in archs]).T
+    sizes = np.array([row["params"] for row in sorted(others, key=lambda row: row["arch"])])
+    body = [[arch, f"{a:.2f}", f"{b:.2f}"] for arch, a, b in zip(archs, x, y)]
+    lines = cli.markdown_table(["cell", "lr 0.05, clipped", "lr 0.1, not clipped"], body)
+    rho, sample = correlate.rank_correlation, np.random.default_rng(0)
+    sample = sample.integers(len(archs), size=(2000, len(archs)))
+    limits = correlate.interval(rho(x[sample], y[sample]))
+    last = f"rho {correlate.format_rho(rho(x, y), limits)}; parameters and the gain: rho "
+    return [*lines, f"{last}{rho(sizes, y - x):.2f}", ""]
 
 
 def draw(rows, pilot_archs, path):
@@ -167,7 +188,7 @@ def draw(rows, pilot_archs, path):
     for group, (label, color) in GROUPS.items():
         members = [arch for arch in scores if group_of(arch) == group]
         x, y = ([values[arch] for arch in members] for values in (params, scores))
-        left.plot(np.divide(x, 1), y, "o", color=color, label=label)
+        left.plot(x, y, "o", color=color, label=label)
         for arch in pilot_archs:
             if group_of(arch) == group:
                 found = {n: table_of([r for r in rows if r["epochs"] == n]) for n in lengths}
@@ -195,6 +216,8 @@ def main():
     for n, trainings in of_length.items():
         if len(table_of(trainings)) > len(fewest):
             print("\n".join([f"## {n} epochs", "", *compare(trainings)]))
+    others = json.loads((HERE / "unclipped.json").read_text())
+    print("\n".join(recipes_lines(of_length[8], others)))
     draw(rows, fewest, HERE / "cells.png")
 
 

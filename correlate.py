@@ -328,13 +328,13 @@ def draw_experiments(space, numbers):
             line = "-" if target == f"{dataset} cls" else "--"
             ax.fill_between(x, low, high, color=color, alpha=0.07, linewidth=0)
             ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
-            ax.set(xlabel=row, ylabel=f"{target} of the best")
+            what = "rho [95%]" if row == "architectures" else f"{target} of the best"
+            ax.set(xlabel=row, ylabel=what)
             ax.set_xscale("log", base=10 if "hours" in row else 2)
             ax.grid(alpha=0.3)
-    for top, bottom in zip(axes[0], axes[-1]):
-        top.set_title(SPACES[space])
-        top.legend(fontsize=8, handlelength=3)
-        bottom.set_ylabel("rho [95%]")
+    for ax in axes[0]:
+        ax.set_title(SPACES[space])
+        ax.legend(fontsize=8, handlelength=3)
     return figure
 
 

@@ -119,16 +119,21 @@ def mean_over_pairs(table, a, b):
     return mean(a, b), np.clip([mean(a, b) - margin, mean(a, b) + margin], [0, 0, 0, -1], 1)
 
 
+def can_be_found(cell):
+    """Whether a search may end with a cell: no `none`, two inputs for each node."""
+    sources = [j for _, j in cell]
+    return "none" not in dict(cell) and all(np.subtract(sources[::2], sources[1::2]))
+
+
 def chance(draws=1000, seed=0):
     """The likeness of pairs of random cells: mean, lower and upper end of the 95% range, (3, 4).
-    Of the cells that sample.py draws, without its filter, those count that a search can find: no
-    `none`, two inputs for each node. Alphas are independent and normal."""
+    Of the cells that sample.py draws, without its filter, those count that a search can find.
+    Alphas are independent and normal."""
     rng, cells = random.Random(seed), []
     while len(cells) < 2 * draws:
         genotype = sample.draw_darts(rng)
         for cell in (genotype.normal, genotype.reduce):
-            sources = [j for _, j in cell]
-            if "none" not in dict(cell) and all(np.subtract(sources[::2], sources[1::2])):
+            if can_be_found(cell):
                 cells.append(cell)
     values = [alike(a, b) for a, b in zip(cells[:draws], cells[draws:])]
     shape = 2, draws, genotypes.NUM_EDGES, len(genotypes.PRIMITIVES)

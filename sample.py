@@ -109,8 +109,8 @@ def draw_darts(rng: random.Random) -> Genotype:
 
 
 @lru_cache
-def cost_with(op="none", cell="normal", stride=1):
-    """(params, MACs) of the size filter's network with one op in each cell, `none` elsewhere."""
+def cost_with(op="none", cell="normal", stride=1, width=16, layers=20):
+    """(params, MACs) of a CIFAR-10 network with one op in each cell, `none` elsewhere."""
     import model_eval  # not at the top, as torch: --help and --status run without it
     import pretext
     import utils
@@ -119,16 +119,19 @@ def cost_with(op="none", cell="normal", stride=1):
     edge = op, 0 if stride == 2 else 2  # a reduction cell halves its two inputs
     genotype = Genotype(none, nodes, none, nodes)._replace(**{cell: [*none[:-1], edge]})
     head = partial(pretext.PooledHead, num_classes=10)
-    build = partial(model_eval.Network, genotype, 16, 20, "cifar", head)
+    build = partial(model_eval.Network, genotype, width, layers, "cifar", head)
     return utils.count(build, (1, 3, 32, 32))
 
 
-def darts_cost(genotype: Genotype):
-    """(params, MACs) of a cell as the size filter's network, to which each edge adds its own."""
+def darts_cost(genotype: Genotype, width=16, layers=20):
+    """(params, MACs) of a cell as a CIFAR-10 network, to which each edge adds its own; by default
+    that of the size filter."""
     edges = [(op, "normal", 1) for op, _ in genotype.normal]
     edges += [(op, "reduce", 2 if j < 2 else 1) for op, j in genotype.reduce]
-    costs = [cost_with(*edge) for edge in edges]
-    return tuple(sum(values) - 15 * base for values, base in zip(zip(*costs), cost_with()))
+    shape = dict(width=width, layers=layers)
+    costs = [cost_with(*edge, **shape) for edge in edges]
+    bases = cost_with(**shape)
+    return tuple(sum(values) - 15 * base for values, base in zip(zip(*costs), bases))
 
 
 def draw(space, n, seed, params=PARAMS, macs=MACS) -> dict:

@@ -131,55 +131,34 @@ def compare(rows):
     return lines
 
 
-def lengths_table(rows):
-    """How alike the order of the pilot's cells is after trainings of different lengths."""
-    lengths = sorted({row["epochs"] for row in rows})
-    tables = [table_of([row for row in rows if row["epochs"] == n]) for n in lengths]
+def rho_text(x, y):
+    """Spearman's rho of two lists of accuracies, with its 95% interval over the cells."""
+    sample = np.random.default_rng(0).integers(len(x), size=(2000, len(x)))
+    limits = correlate.interval(correlate.rank_correlation(x[sample], y[sample]))
+    return correlate.format_rho(correlate.rank_correlation(x, y), limits)
+
+
+def compare_order(trainings, what):
+    """How alike the order of cells is in several {name: rows}, as far as all have them."""
+    tables = [table_of(rows) for rows in trainings.values()]
     archs = sorted(set.intersection(*(set(table) for table in tables)))
-    scores = np.array([[table[arch][1] for arch in archs] for table in tables])
-    sample = np.random.default_rng(0).integers(len(archs), size=(2000, len(archs)))
-    body = []
-    for i, n in enumerate(lengths):
-        row = [f"{n} epochs", f"{scores[i].mean():.2f}", f"{scores[i].std(ddof=1):.2f}"]
-        for j in range(len(lengths)):
-            x, y = scores[i], scores[j]
-            rhos = correlate.rank_correlation(x[sample], y[sample])
-            rho = correlate.rank_correlation(x, y)
-            row.append(correlate.format_rho(rho, correlate.interval(rhos)) if i < j else None)
-        body.append(row)
-    head = ["training", "mean accuracy", "std of cells", *(f"rho with {n} epochs" for n in lengths)]
-    lines = [f"{len(archs)} cells, seed 1", "", *cli.markdown_table(head, body)]
-    params = {row["arch"]: row["params"] for row in rows}
-    sizes = np.array([params[arch] for arch in archs])
-    for (n, x), (m, y) in combinations(zip(lengths, scores), 2):
-        rho = correlate.rank_correlation(sizes, y - x)
-        lines.append(f"Parameters and what {m} epochs gain over {n}: rho {rho:.2f}.")
-    return lines
+    scores = [np.array([table[arch][1] for arch in archs]) for table in tables]
+    params = {row["arch"]: row["params"] for rows in trainings.values() for row in rows}
+    sizes = [params[arch] for arch in archs]
+    columns = zip(archs, sizes, *([f"{score:.2f}" for score in values] for values in scores))
+    lines = cli.markdown_table(["cell", "params", *trainings], [*columns])
+    for (a, x), (b, y) in combinations(zip(trainings, scores), 2):
+        gain = correlate.rank_correlation(np.array(sizes), y - x)
+        lines.append(f"{a}, {b}: rho {rho_text(x, y)}; parameters and the gain: rho {gain:.2f}.")
+    return [f"## {what}: {len(archs)} cells, seed 1", "", *lines, ""]
 
 
-def recipes_lines(rows, others):
-    """The same cells trained as long at another learning rate."""
-    table, other = table_of(rows), table_of(others)
-    archs = sorted(other)
-    x, y = np.array([[table[arch][1], other[arch][1]] for arch in archs]).T
-    sizes = np.array([row["params"] for row in sorted(others, key=lambda row: row["arch"])])
-    body = [[arch, f"{a:.2f}", f"{b:.2f}"] for arch, a, b in zip(archs, x, y)]
-    lines = cli.markdown_table(["cell", "lr 0.05, clipped", "lr 0.1, not clipped"], body)
-    rho, sample = correlate.rank_correlation, np.random.default_rng(0)
-    sample = sample.integers(len(archs), size=(2000, len(archs)))
-    limits = correlate.interval(rho(x[sample], y[sample]))
-    last = f"rho {correlate.format_rho(rho(x, y), limits)}; parameters and the gain: rho "
-    return [*lines, f"{last}{rho(sizes, y - x):.2f}", ""]
-
-
-def draw(rows, pilot_archs, path):
+def draw(tables, params, path):
+    """Accuracy against size, of the length with most cells; against length, of cells with all."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    lengths = sorted({row["epochs"] for row in rows})
-    length = max(lengths, key=lambda n: len({r["arch"] for r in rows if r["epochs"] == n}))
-    main = [row for row in rows if row["epochs"] == length]
-    params, table = {row["arch"]: row["params"] for row in main}, table_of(main)
-    scores = {arch: statistics.mean(found.values()) for arch, found in table.items()}
+    length = max(tables, key=lambda n: len(tables[n]))
+    scores = {arch: statistics.mean(found.values()) for arch, found in tables[length].items()}
     for arch in scores:
         if f"like_{arch}" in scores:
             pair = arch, f"like_{arch}"
@@ -189,11 +168,10 @@ def draw(rows, pilot_archs, path):
         members = [arch for arch in scores if group_of(arch) == group]
         x, y = ([values[arch] for arch in members] for values in (params, scores))
         left.plot(x, y, "o", color=color, label=label)
-        for arch in pilot_archs:
-            if group_of(arch) == group:
-                found = {n: table_of([r for r in rows if r["epochs"] == n]) for n in lengths}
-                known = [n for n in lengths if 1 in found[n].get(arch, {})]
-                right.plot(known, [found[n][arch][1] for n in known], "o-", color=color, ms=4)
+        for arch in members:
+            if all(arch in table for table in tables.values()):
+                accuracies = [table[arch][1] for table in tables.values()]
+                right.plot([*tables], accuracies, "o-", color=color, ms=4)
     left.set(xlabel="parameters", ylabel=f"test accuracy after {length} epochs, mean of seeds")
     left.legend(fontsize=8)
     right.set(xlabel="length of the training, epochs", ylabel="test accuracy, seed 1")
@@ -211,14 +189,17 @@ def main():
     rows = json.loads((HERE / "trainings.json").read_text())
     lengths = sorted({row["epochs"] for row in rows})
     of_length = {n: [row for row in rows if row["epochs"] == n] for n in lengths}
-    fewest = min({row["arch"] for row in of} for of in of_length.values())
-    print("\n".join(lengths_table(rows)))
+    tables = {n: table_of(trainings) for n, trainings in of_length.items()}
+    fewest = min(map(len, tables.values()))
+    named = {f"{n} epochs": trainings for n, trainings in of_length.items()}
+    print("\n".join(compare_order(named, "Length")))
     for n, trainings in of_length.items():
-        if len(table_of(trainings)) > len(fewest):
+        if len(tables[n]) > fewest:
             print("\n".join([f"## {n} epochs", "", *compare(trainings)]))
     others = json.loads((HERE / "unclipped.json").read_text())
-    print("\n".join(recipes_lines(of_length[8], others)))
-    draw(rows, fewest, HERE / "cells.png")
+    recipes = {"lr 0.05, clipped": of_length[8], "lr 0.1, not clipped": others}
+    print("\n".join(compare_order(recipes, "Recipe")))
+    draw(tables, {row["arch"]: row["params"] for row in rows}, HERE / "cells.png")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ def parse_args(argv=None):
 
 
 def recipe(identity) -> dict:
-    """The settings that comparable trainings share; --max_macs chooses a width for each cell."""
-    varying = {"seed", "genotype", "split"} | ({"width"} if identity.get("max_macs") else set())
+    """The settings that comparable trainings, or searches, share. --max_macs chooses a width for
+    each cell; a search splits its images by its seed."""
+    varying = {"seed", "genotype"} | ({"width"} if identity.get("max_macs") else set())
+    varying |= {"split"} if "alpha_lr" in identity else set()
     return {name: value for name, value in identity.items() if name not in varying}
 
 

@@ -33,13 +33,14 @@ from image_files import DataSet, View, listed
 from shapes import SHAPES, load_shapes
 
 # The images held out and those of --limit are the same for every --seed, so that seeds differ by
-# training alone and a search never sees the images that its cell is evaluated on.
+# training alone and a search never sees the images that its cell is evaluated on (ImageNet-22K has
+# none that it does not see).
 SPLIT_SEED = 0
 HELD_OUT_22K = 50_000  # images of the held-out half of ImageNet-22K to evaluate on
 HELD_OUT = 0.1  # of the images of a folder that has neither val/ nor test/
 MAX_BYTES = 16 * 2**30  # of pixels in memory
 # Of a folder: the larger that its photos fill in MAX_BYTES / 4. A step of a search at 160 takes 0.3
-# of the time of one at 32, by its stem; below 144 the tiles of a jigsaw would be too small.
+# of the time of one at 32, by its stem; below 129 the tiles of a jigsaw would be too small.
 SIZES = 32, 160
 
 
@@ -281,7 +282,7 @@ def add_arguments(group):
     """The options that name a data set."""
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
-    add("--data", type=cli.path, metavar="PATH", help="the images, or where cifar10 goes to")
+    add("--data", type=cli.path, metavar="PATH", help="the images; cifar10 is downloaded there")
     add("--limit", type=at_least(2, int), metavar="N", help="a fixed choice of N images a part")
     add("--size", type=at_least(1, int), metavar="PIXELS", help="side of the images or crops")
 

@@ -129,7 +129,7 @@ def named_cell(name: str) -> Genotype:
 # --------------------------------------------------------------------------------------------------
 # The shapes of JSON files, see cli.check_shape: what a search and what a training leave behind
 
-IDENTITY = {...: (str, int, float, bool, None, [str])}
+IDENTITY = {...: (str, int, float, bool, None, [(str, *NUMBER)])}  # --images has shares
 RUN = {"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}}
 RUN |= {"world_size": int, "device": str, "date": str, "git_commit": (str, None)}
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}

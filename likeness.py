@@ -55,13 +55,10 @@ def decided(meta) -> list:
 
 
 def relabelled(pairs):
-    """The edges (op, source, node) of a cell, then those of the same cell with its nodes in each
-    other order in which all edges lead to higher ones."""
+    """The edges (op, source, node) of a cell, then those with its nodes in each other order."""
     for order in permutations(range(2, 2 + len(pairs) // 2)):
         new = 0, 1, *order
-        cell = [(op, new[j], new[2 + k // 2]) for k, (op, j) in enumerate(pairs)]
-        if all(j < node for _, j, node in cell):
-            yield cell
+        yield [(op, new[j], new[2 + k // 2]) for k, (op, j) in enumerate(pairs)]
 
 
 def alike(a, b) -> list:

@@ -78,7 +78,7 @@ def describe(result, searches):
             return group, title(meta), paper, meta["seconds"]
     if arch in genotypes.CELLS:
         return "published", arch, arch, None
-    group = "random" if ".json:" in arch else "other"
+    group = "random" if "archs.json:" in arch else "other"  # as sample.py writes it
     return group, f"{group} {genotypes.short_name(arch)}", None, None
 
 
@@ -106,9 +106,9 @@ def make_tables(results, searches) -> dict:
     """{recipe: rows}, a row for each cell, the best first"""
     cells, tables = {}, {}
     for result in results:
-        key = recipe(result), describe(result, searches)
+        key = recipe(result), str(result["genotype"]), describe(result, searches)
         cells.setdefault(key, []).append(result)
-    for (settings, cell), trainings in cells.items():
+    for (settings, _, cell), trainings in cells.items():
         tables.setdefault(settings, []).append(make_row(trainings, *cell))
     for rows in tables.values():
         rows.sort(key=lambda row: row["mean"], reverse=rows[0]["higher_is_better"])

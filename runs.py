@@ -59,7 +59,7 @@ def add_arguments(group):
     add("--out", type=cli.path, metavar="DIR", help="where to write (default: a name under runs/)")
     add("--seed", type=at_least(0, int, 2**32), default=0, help="of weights, batches and splits")
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
-    add("--workers", type=at_least(0, int), help="decoding processes a rank (default: its cores)")
+    add("--workers", type=at_least(0, int), help="decoders a rank (default: its cores, up to 8)")
     add("--deterministic", action="store_true", help="reproducible on a GPU, too; slower")
     add("--amp", choices=["bf16", "fp16"], help="mixed precision; fp16 for older GPUs")
     add("--sync_bn", action="store_true", help="BN statistics over all ranks (GPUs only)")
@@ -79,7 +79,7 @@ class Run:
         self.epochs_done = self.steps_done = 0  # whole epochs, and steps of the one after them
         self.seconds, self.history = 0.0, []
         self.environment = environment(device)
-        self.sigterm, self.losses = 0, []  # when SIGTERM came
+        self.sigterm = 0  # when it came
 
     def identify(self, **more):
         """What two starts of the same run agree on: settings, and `more`."""
@@ -144,10 +144,13 @@ class Run:
         not finite or SIGTERM came; prints and saves when it is time."""
         self.steps_done += 1
         utils.progress = f"after epoch {self.epochs_done}, step {self.steps_done}"
-        stop, not_finite = utils.any_rank(bool(self.sigterm), not self.losses_are_finite())
+        due = self.steps_done % self.args.print_every == 0 or self.steps_done == self.steps
+        asked = due or self.device.type == "cpu"  # a GPU not at each step, as the host would wait
+        finite = not asked or self.losses_are_finite()
+        stop, not_finite = utils.any_rank(bool(self.sigterm), not finite)
         if not_finite:
             self.fail("loss")
-        if self.steps_done % self.args.print_every == 0 or self.steps_done == self.steps:
+        if due:
             self.print_progress()
         every = self.args.save_every
         if stop or (every and self.steps_done % every == 0):
@@ -182,18 +185,8 @@ class Run:
             dist.destroy_process_group()
 
     def losses_are_finite(self):
-        """Whether the losses of this epoch are. A GPU is asked about those of the step before, so
-        that the host need not wait for this one."""
-        loss = sum(meter.loss for meter in self.meters.values()).to("cpu", non_blocking=True)
-        if self.device.type == "cuda":
-            copied = torch.cuda.Event()
-            copied.record()
-            self.losses.append((loss, copied))
-            if len(self.losses) == 1:
-                return True
-            loss, copied = self.losses.pop(0)
-            copied.synchronize()
-        return bool(loss.isfinite())
+        """Whether all losses of this epoch are, so far."""
+        return all(meter.loss.isfinite() for meter in self.meters.values())
 
     def check_finite(self, result):
         """The result of an evaluation, in which something must count, with a finite loss."""

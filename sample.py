@@ -204,6 +204,9 @@ def main(args):
     import utils
 
     # --- set-up
+    if "WORLD_SIZE" in os.environ:  # under torchrun
+        utils.end_with_parent()
+
     def settings(arch, task, seed, out="runs"):
         argv = ["--recipe", "sample", *args.train_argv, "--arch", arch, "--task", task]
         return train.parse_args([*argv, "--seed", str(seed), "--out", str(out), "--resume"])

@@ -59,7 +59,7 @@ def parse_args(argv=None):
     parser.add_argument("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
     group = parser.add_argument_group("data")
     data.add_arguments(group)
-    text = "shares for weights and alphas, for cls of each class (default: a half each)"
+    text = "shares for weights and alphas, for cls of each class; without it: a half each"
     group.add_argument("--images", nargs=2, type=at_least(0), metavar=("W", "ALPHA"), help=text)
     add = parser.add_argument_group("model").add_argument
     add("--width", type=cli.even, help="channels of the first cells")
@@ -76,8 +76,8 @@ def parse_args(argv=None):
     add("--alpha_start", type=at_least(0, int), help="epochs before the first alpha step")
     add = parser.add_argument_group("collapse to skip connections").add_argument
     add("--max_skips", type=at_least(0, int), metavar="N", help="of a normal cell; the weakest go")
-    add("--stop_skips", type=at_least(1, int), metavar="N", help="end with N in the normal cell")
-    add("--stop_stable", type=at_least(1, int), metavar="N", help="end with N equal epochs")
+    add("--stop_skips", type=at_least(1, int), metavar="N", help="stop at N in the normal cell")
+    add("--stop_stable", type=at_least(1, int), metavar="N", help="stop after N epochs of one cell")
     runs.add_arguments(parser.add_argument_group("run"))
     row = table_row(DEFAULTS, *chosen.values())
     parser.set_defaults(grad_clip=5.0, max_skips=8, **chosen, **row)

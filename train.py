@@ -79,7 +79,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("model")
     width = group.add_mutually_exclusive_group()
     width.add_argument("--width", type=cli.even, help="channels of the first cells")
-    width.add_argument("--max_macs", type=at_least(0), help="take the largest width within")
+    width.add_argument("--max_macs", type=at_least(0), help="take the largest width within these")
     add = group.add_argument
     add("--layers", type=at_least(1, int), help="number of cells")
     add("--stem", choices=list(ops.STEMS), help="full or 1/8 resolution (default: by --size)")
@@ -216,7 +216,8 @@ def main(args, load=data.load, distributed=True):
     # --- result
     scores = [line[task.metric] for line in run.history]
     best = max(scores) if task.higher_is_better else min(scores)
-    names = task.classes if task.targets else []  # of the data set
+    names = task.classes if task.targets else []  # of the data set; JSON has no other bytes
+    names = [name.encode(errors="backslashreplace").decode() for name in names]
     result = {"arch": arch, "space": space, "genotype": genotype._asdict()}
     result |= {"task": args.task, "dataset": args.dataset, "seed": args.seed}
     result |= {"metric": task.metric, "higher_is_better": task.higher_is_better}

@@ -37,7 +37,7 @@ def parse_args(argv=None):
     add("files", nargs="*", metavar="IMAGE", help="to predict (default: some to evaluate on)")
     add("--out", metavar="FILE", help="where to draw")
     add("--json", action="store_true", help="print predictions, of all evaluation images, as JSON")
-    add("--tasks", nargs="+", choices=list(pretext.TASKS), help="what networks see and have to say")
+    add("--tasks", nargs="+", choices=list(pretext.TASKS), help="draw their inputs and targets")
     add("--images", type=cli.at_least(1, int), default=4, help="number (default: %(default)s)")
     data.add_arguments(parser.add_argument_group("data of --tasks; --data, if a run's has moved"))
     args = parser.parse_args(argv)
@@ -276,7 +276,8 @@ def predict(network, task, result, args):
 def describe(classes, y, logits) -> list:
     """The predictions for an image as data."""
     if y.dim() > 1:
-        hits = (logits.argmax(1) == y)[y != 255]
+        counts = (y != 255) | (len(classes) > 255)  # masks are 255 where a pixel does not count
+        hits = (logits.argmax(1) == y)[counts]
         return [{"accuracy": hits.double().mean().item() if len(hits) else None}]
     records = []
     for target, p, said in zip(y.tolist(), logits.softmax(1), logits.argmax(1).tolist()):

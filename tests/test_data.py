@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tarfile
 import time
 from functools import partial
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, Cityscapes
 
 import data
+import genotypes
 import image_files
 import pretext
 import search
@@ -176,6 +178,16 @@ def test_labelled_folder(tmp_path, capsys):
     data.main(data.parse_args(["--dataset", "folder", "--data", str(root)]))
     out = capsys.readouterr().out
     assert "  cat: 4" in out and "labels: 2 classes" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_whose_name_is_no_text(tmp_path):
+    root = make_labelled(tmp_path, classes=("caf\udce9", "dog"))
+    small = "--size 16 --width 4 --layers 2 --epochs 1 --batch_size 4 --device cpu".split()
+    argv = ["--arch", "darts_v2", "--dataset", "folder", "--data", str(root), *small]
+    train.main(train.parse_args([*argv, "--out", str(tmp_path / "out")]))
+    result = genotypes.read_result(tmp_path / "out" / "result.json")
+    assert result["images"]["classes"] == ["caf\\udce9", "dog"]
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])

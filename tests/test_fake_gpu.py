@@ -93,7 +93,7 @@ def on_fake_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "choose_layout", choose_layout)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "fake")
-    # It asks about the step before, once its copy to the host is complete.
+    # Fake tensors have no values to ask about.
     monkeypatch.setattr(runs.Run, "losses_are_finite", lambda run: True)
     monkeypatch.setattr(runs.Run, "print_progress", end)
 

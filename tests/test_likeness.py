@@ -11,6 +11,7 @@ from scipy.special import softmax
 import genotypes
 import likeness
 import model_search
+import sample
 from genotypes import NUM_EDGES, PRIMITIVES
 from model_search import edge_index
 
@@ -94,6 +95,16 @@ def test_shares_by_hand():
     skips = [("skip_connect", k % 2) for k in range(8)]
     pools = [("max_pool_3x3", k % 2) for k in range(8)]
     assert likeness.alike(skips, pools) == [0, 1, 0]
+
+
+def test_the_order_of_two_cells_does_not_matter():
+    rng = random.Random(0)
+    for _ in range(30):
+        a, b = (sample.draw_darts(rng).normal for _ in range(2))
+        likenesses = likeness.alike(a, b)
+        assert likenesses == likeness.alike(b, a)
+        same = relabel(b, [0, 1, *rng.sample(range(2, 6), 4)])
+        assert likenesses == likeness.alike(a, same)
 
 
 def test_random_cells_are_at_chance():

@@ -49,6 +49,7 @@ def write_search(root, task, cell, last=0.99, epochs=2):
             "dataset": "imagenet",
             "seed": 0,
             "alpha_lr": 0.003,
+            "images": [0.1, 0.025],
             "amp": None,
         },
     }
@@ -63,7 +64,7 @@ def write_result(root, arch, cell, seed, best, **settings):
         "epochs": 1,
         "max_macs": 6e8,
         "lr": 0.5,
-        "split": f"{seed}",
+        "split": "abc",
         **settings,
     }
     name = genotypes.short_name(str(arch))
@@ -137,8 +138,8 @@ def test_report(made_up, capsys):
         "told apart.",  # 12.71 * 1.41 * sqrt(1.5)
         "\n- 2026-01-01: torch 2.9, 1 x one CPU, commit abc\n",
         "\n1 trainings failed.\n",
-        "Settings: epochs 1, max_macs 600000000.0, lr 0.5\n",
-        "1 x one CPU, commit abc. Settings: task rot, dataset imagenet, alpha_lr 0.003\n",
+        "Settings: epochs 1, max_macs 600000000.0, lr 0.5, split abc\n",
+        "1 x one CPU, commit abc. Settings: task rot, dataset imagenet, alpha_lr 0.003,",
     ):
         assert line in text
     assert "99.00" not in text and text.count("any one") == 1 and text.count("## Trained for") == 1
@@ -257,13 +258,24 @@ def test_how_decided_and_how_alike(tmp_path):
 
 @pytest.mark.parametrize(
     "settings, tables",
-    [({"lr": 0.1}, 2), ({"width": 8}, 1), ({"width": 8, "max_macs": None}, 2), ({"split": "x"}, 1)],
+    [({"lr": 0.1}, 2), ({"width": 8}, 1), ({"width": 8, "max_macs": None}, 2), ({"split": "x"}, 2)],
 )
 def test_another_recipe_is_another_table(tmp_path, settings, tables):
     write_result(tmp_path, "darts_v2", "darts_v2", 0, 60)
     write_result(tmp_path, "pdarts", "pdarts", 0, 50, **settings)
     report.main(report.parse_args([str(tmp_path)]))
     assert (tmp_path / "report.md").read_text().count("## Trained for cls on imagenet") == tables
+
+
+def test_two_cells_of_one_name_are_no_seeds_of_one(tmp_path):
+    write_result(tmp_path / "x", "x/archs.json:00000", "pdarts", 0, 50)
+    write_result(tmp_path / "y", "y/archs.json:00000", "darts_v1", 1, 70)
+    write_result(tmp_path / "z", "cells.json:rot", "darts_v2", 0, 60)
+    report.main(report.parse_args([str(tmp_path)]))
+    rows = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["group"], row["scores"]) for row in rows] == [
+        *[("random", [70]), ("other", [60]), ("random", [50])]
+    ]
 
 
 def test_lower_is_better(tmp_path):

@@ -1,5 +1,6 @@
 """search.py and train.py as commands: what they write, how they stop, go on and refuse."""
 
+import argparse
 import ast
 import json
 import math
@@ -516,6 +517,22 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypat
         network = next(state[key] for key in ("supernet", "network") if key in state)
         assert all(value.isfinite().all() for value in network.values())
         run(script, argv, out, "--resume")
+
+
+def test_a_gpu_is_asked_about_its_losses_before_a_line_shows_them(monkeypatch):
+    run = runs.Run.__new__(runs.Run)
+    run.device, run.sigterm, run.epochs_done, run.steps_done, run.steps = (
+        torch.device("cuda"),
+        0,
+        0,
+        0,
+        9,
+    )
+    run.args = argparse.Namespace(print_every=2, save_every=0, task="rot")
+    run.meters = {"w": argparse.Namespace(loss=torch.tensor(math.nan))}
+    run.after_step()
+    with pytest.raises(cli.TrainingError, match="by epoch 1, step 2, task rot"):
+        run.after_step()
 
 
 @BOTH

@@ -183,6 +183,14 @@ def test_what_tasks_undo():
                 torch.testing.assert_close(picture, images[k] / 255)
 
 
+def test_pixels_of_class_255_count_where_it_is_one():
+    y = torch.full((1, 2, 2), 255)
+    logits = torch.zeros(1, 313, 2, 2)
+    logits[:, 255, 0, 0] = 1
+    assert visualize.describe(range(313), y, logits) == [{"accuracy": 0.25}]
+    assert visualize.describe(range(19), y, logits[:, :19]) == [{"accuracy": None}]
+
+
 def predictions_of(capsys, *argv):
     capsys.readouterr()
     visualize.main(visualize.parse_args([*map(str, argv), "--json"]))

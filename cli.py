@@ -49,7 +49,10 @@ def run(main, parse_args, argv=None):
             sys.stdout.flush()
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         message = str(error)
-        if isinstance(error, OSError):
+        no_locks = errno.ENOLCK, errno.EOPNOTSUPP  # of NFS without its lock service, say
+        if isinstance(error, OSError) and not error.filename and error.errno in no_locks:
+            message = f"the disk of --out or --data has no file locks ({error.strerror})"
+        elif isinstance(error, OSError):
             if error.filename is None:
                 if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
                     raise  # of a socket, say, and not of printing, which must not fail again

@@ -99,7 +99,7 @@ def check(path, train, test=None):
     """InputError if the sets are not fit to train on."""
     if test is not None and test.unreadable:  # a metric over fewer images would not be comparable
         bad = f"{len(test.unreadable)} unreadable files in the evaluation part"
-        raise InputError(f"{bad}, first {next(iter(test.unreadable))}: mend or remove them")
+        raise InputError(f"{bad}, first {next(iter(test.unreadable))}: mend or replace them")
     bad, good = train.unreadable, train.formats.total()
     if len(bad) > image_files.MAX_UNREADABLE * (len(bad) + good):
         raise InputError(f"{path}: {len(bad)} images are unreadable, first {next(iter(bad))}")

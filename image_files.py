@@ -443,7 +443,7 @@ class Decoder:
         unreadable = {path: reason for (_, path, _), reason in errors.items()}
         if unreadable and (self.seed is None or not decoded):
             path, reason = next(iter(unreadable.items()))
-            bad = f"{len(unreadable)} of {len(files)} images of its batch are; mend or remove them"
+            bad = f"{len(unreadable)} of {len(files)} images of its batch are; mend or replace them"
             return InputError(f"{path}: unreadable ({reason}); {bad}")
         chosen = (list(decoded) * len(files))[: len(files)]  # others stand in for those
         images, masks, _ = zip(*(decoded[file] for file in chosen))

@@ -87,7 +87,7 @@ class Task:
 
     num_classes: int
     classes = None  # their names (default: numbers)
-    in_channels, inputs_per_target = 3, 1  # of the network
+    in_channels, inputs_per_target, targets_per_image = 3, 1, 1  # of the network
     classifies_inputs = True  # one target for each input, as an auxiliary classifier needs it
     reductions = 2  # cells of the network that halve the resolution
     targets, crop = None, "area"  # what it reads of a data set, as in image_files.View
@@ -171,7 +171,7 @@ class Classification(Task):
 class Rotation(Task):
     """Which of four rotations an image has; each image is in all four. Gidaris et al. 2018."""
 
-    num_classes, classes = 4, ["0°", "90°", "180°", "270°"]
+    num_classes, classes, targets_per_image = 4, ["0°", "90°", "180°", "270°"], 4
 
     def prepare(self, images, labels, index, train):
         x = self.augment(images, train)

@@ -49,13 +49,17 @@ use() { # sets the options that name a data set, and the task on it that needs l
     cityscapes) data=(--dataset $1 --data "${CITYSCAPES:-${DATA:-data/$1}}") labels=seg ;;
     esac
 }
+ended() { # a sweep also ends well if some of its trainings failed
+    [[ $1 = 1 && $name = sweep_* ]] && python "$here/sample.py" --status "$out/$name" |
+        grep " 0 left" || return $1
+}
 stage() { # NAME COMMAND: skipped if this command ended well before, as $out/NAME/finished tells
     name=$1 log=$out/$1/stage.log command=$(printf ' %q' "${@:2}")
     printf '# %s\n%s\n' "$name" "${command# }"
     if [ "${DRY:-}" = 1 ]; then return; fi
     if [ "$command" = "$(cat "$out/$1/finished" 2>&1)" ]; then echo "finished before" && return; fi
     [ "$1" = report ] || rm -f "$out"/{correlation,report}/finished # they read what is new now
-    mkdir -p "$out/$1" && "${@:2}" 2>&1 | tee -ai "$log"
+    mkdir -p "$out/$1" && "${@:2}" 2>&1 | tee -ai "$log" || ended $?
     echo "$command" >"$out/$1/finished"
 }
 trap 'exit 130' INT # also where the stage that got it, too, ends well
@@ -93,7 +97,7 @@ done
 for dataset in $sweep_on; do
     use $dataset
     for space in "${spaces[@]}"; do
-        name=sweep_${dataset}_${space%% *} sweeps+=("$dataset=$out/$name")
+        name=sweep_${dataset}_${space%% *} sweeps+=("${data[1]}=$out/$name")
         stage $name $launch "$here/sample.py" --space $space $sweep $more "${data[@]}" "$@" \
             --out "$out/$name"
     done

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import os
 import random
+import signal
 import time
 import traceback
 from functools import lru_cache, partial
@@ -274,11 +275,14 @@ def main(args):
                 text = f"{result['seconds']:.0f} s"
                 for name in runs.CHECKPOINTS:  # thousands would fill a disk
                     (folder / name).unlink(missing_ok=True)
-            except Exception as error:  # ends this training alone, or all of them
-                if isinstance(error, (InputError, OSError)) and type(error) is not TrainingError:
+            except Exception as error:  # ends this training alone, or all: a GPU may be lost
+                of_all = isinstance(error, (InputError, OSError, torch.AcceleratorError))
+                if of_all and type(error) is not TrainingError:
                     raise
                 text = f"{type(error).__name__}: {error}".removeprefix("TrainingError: ")
                 cli.write_json(failed, {"error": text, "traceback": traceback.format_exc()})
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler was of that training
             print(f"{task} {arch} seed {seed}: {text}  [{status(every)}]", flush=True)
 
     if failed := existing("failed.json", mine):

@@ -11,6 +11,7 @@ pictures of the cell, of the alpha history and of the final weights.
 """
 
 import argparse
+import itertools
 
 import cli
 import torch
@@ -136,7 +137,8 @@ def main(args):
     run.print(f"{args.task} on {args.dataset}: {images}; {size}")
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
-        like = args.batch_size, task.input_shape, *(values.detach() for values in arch)
+        targets = args.batch_size * task.targets_per_image
+        like = targets, task.input_shape, *(values.detach() for values in arch)
         run.print(utils.choose_layout(supernet, autocast, *like))
 
     source = train_set, task.view, args.batch_size, device
@@ -152,8 +154,9 @@ def main(args):
             run.print(f"alphas frozen until epoch {args.alpha_start + 1}")
         supernet.train()
         w_batches = data.batches(*source, w_split, (args.seed, epoch, 0), run.steps_done)
-        alpha_index = alpha_split.repeat(-(-len(w_split) // len(alpha_split)))  # as many, or more
-        alpha_batches = data.batches(*source, alpha_index, (args.seed, epoch, 1), run.steps_done)
+        alpha_batches = itertools.repeat(None)
+        if train_alphas:
+            alpha_batches = in_passes(source, alpha_split, (args.seed, epoch), run.steps_done)
         for w_batch, alpha_batch in zip(w_batches, alpha_batches):
             # Alpha step, first order: at the present weights, whose gradients are not needed
             if train_alphas:
@@ -204,6 +207,10 @@ def main(args):
 
     # --- the cell that was found
     genotype = model_search.derive(*arch, max_skips=args.max_skips)
+    if test_split is not None:  # some of the training images, which may be unreadable
+        bad = set().union(*utils.gather({*train_set.unreadable}))
+        readable = [train_set.path(i) not in bad for i in test_split.tolist()]
+        test_split = test_split[torch.tensor(readable)]
     test_batches = data.batches(test_set, task.view, args.batch_size, device, test_split)
     result = run.check_finite(utils.evaluate(supernet, task, test_batches, autocast, *arch))
     write_genotype(run, genotype, evaluation=result, stopped=stopped)
@@ -217,6 +224,16 @@ def main(args):
     run.print(f"{run.out / 'genotype.json'}, cell.png, alphas.png, weights.png")
     run.finish()
     return genotype
+
+
+def in_passes(source, index, seed, skip):
+    """Batches without end, from batch `skip` on: passes over the images, each with an order and
+    crops of its own."""
+    _, _, batch_size, _ = source
+    k, skip = divmod(skip, len(index) // batch_size)
+    while True:
+        yield from data.batches(*source, index, (*seed, 1 + k), skip)
+        k, skip = k + 1, 0
 
 
 def why_stop(args, history):

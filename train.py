@@ -170,7 +170,8 @@ def main(args, load=data.load, distributed=True):
     run.print(f"{arch}, {args.task} on {args.dataset}: {images}; {size}")
     run.print(*data.describe(train_set))
     if device.type == "cuda" and not args.deterministic:
-        run.print(utils.choose_layout(network, autocast, part_size, task.input_shape))
+        targets = part_size * task.targets_per_image
+        run.print(utils.choose_layout(network, autocast, targets, task.input_shape))
     if args.compile:
         network.compile()  # in place: the weights keep their names
 

@@ -126,13 +126,13 @@ def place(network, device, sync_bn=False):
     return network.to(device, memory_format=torch.channels_last)
 
 
-def choose_layout(network, autocast, batch_size, input_shape, *alphas):
-    """On a GPU: the network goes on in the memory format in which a copy takes its steps faster;
-    returns a line about it. Grouped convolutions in channels_last are slow with some GPUs and
-    versions of cuDNN (github.com/pytorch/pytorch/issues/34977)."""
+def choose_layout(network, autocast, targets, input_shape, *alphas):
+    """On a GPU: the network goes on in the memory format in which a copy takes its steps faster, on
+    so many targets for all ranks; returns a line about it. Grouped convolutions in channels_last
+    are slow with some GPUs and versions of cuDNN (github.com/pytorch/pytorch/issues/34977)."""
     device, seconds = next(network.parameters()).device, {}
     tiles, *shape = input_shape
-    x = torch.ones(tiles * batch_size // world_size(), *shape, device=device)
+    x = torch.ones(tiles * targets // world_size(), *shape, device=device)
     for layout in (torch.channels_last, torch.contiguous_format):
         trial = copy.deepcopy(network).to(memory_format=layout)
         for step in range(8):

@@ -117,15 +117,16 @@ def draw_history(histories: dict, path):
     """Draws by epoch the entropy of the alphas (1: uniform) and the counts of the cell derived from
     them, equal ones side by side. histories: {title: meta.history of a genotype.json}"""
     names = {"entropy": "alpha entropy", "skips": "skip connections", "convs": "convolutions"}
-    styles = cycler(ls=["-", "--"]) * cycler(color=PALETTE, marker=list("os^DvPX*"))
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    dashes = ["-", "--", ":", "-.", (0, (5, 5)), (0, (1, 4))]
+    styles = cycler(ls=dashes) * cycler(color=PALETTE, marker=list("os^DvPX*"))
+    figure = Figure(figsize=(9, 4.5 + 0.08 * len(histories)), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey="col")
     for i, cell in enumerate(("normal", "reduction")):
         for ax, (key, name) in zip(axes[i], names.items()):
             ax.set_prop_cycle(styles)
             for k, (title, history) in enumerate(histories.items()):
-                shift = 0 if key == "entropy" else 0.08 * (k - (len(histories) - 1) / 2)
-                values = [epoch[key][i] + shift for epoch in history]
+                shift = min(0.08, 0.8 / len(histories)) * (k - (len(histories) - 1) / 2)
+                values = [epoch[key][i] + shift * (key != "entropy") for epoch in history]
                 ax.plot([epoch["epoch"] for epoch in history], values, ms=5, label=title)
             ax.set_title(f"{cell} cell: {name}", fontsize=10)
             ax.grid(alpha=0.3)
@@ -135,7 +136,7 @@ def draw_history(histories: dict, path):
     for ax, limits in zip(axes[0], [(bottom, 1.05 - 0.05 * bottom), (-0.6, 8.6), (-0.6, 8.6)]):
         ax.set_ylim(limits)  # a cell has eight edges
     axes[1, 1].set_xlabel("epoch of the search")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     cli.save_figure(figure, path)
 
 

@@ -605,6 +605,38 @@ def test_unreadable_files_on_disk(imagenet, capsys):
         list(data.batches(train, view(), 28, "cpu", seed=0))
 
 
+def test_passes_over_the_images_have_crops_of_their_own(imagenet):
+    train, _ = data.load("imagenet", imagenet)
+    source, index = (train, view(), 2, "cpu"), torch.tensor([0, 1, 2, 3, 5])
+
+    def take(n, skip=0):
+        passes = search.in_passes(source, index, (0, 1), skip)
+        return [batch for batch, _ in zip(passes, range(n))]
+
+    first = take(6)  # three passes of two batches
+    once = [*data.batches(*source, index, (0, 1, 1))]
+    assert all(torch.equal(a, b) for x, y in zip(first, once) for a, b in zip(x[::2], y[::2]))
+    crops = {}
+    for images, _, chosen in first:
+        for image, i in zip(images, chosen.tolist()):
+            crops.setdefault(i, set()).add(image.numpy().tobytes())
+    assert sum(map(len, crops.values())) > len(index)
+    for skip in range(6):
+        for (x, _, i), (y, _, j) in zip(first[skip:], take(6 - skip, skip), strict=True):
+            assert torch.equal(x, y) and torch.equal(i, j)
+
+
+def test_a_search_on_imagenet22k_ends_where_an_image_is_unreadable(imagenet, tmp_path):
+    for path in [*(imagenet / "train/n02").glob("*.JPEG")][::4]:
+        cut(path)
+    small = "--limit 24 --size 16 --stem cifar --width 4 --layers 2 --batch_size 4 --device cpu"
+    argv = ["--task", "rot", "--epochs", "1", "--dataset", "imagenet22k", *small.split()]
+    argv += ["--data", str(imagenet / "train"), "--alpha_start", "0", "--out", str(tmp_path / "s")]
+    search.main(search.parse_args(argv))
+    meta = genotypes.read_search(tmp_path / "s" / "genotype.json")["meta"]
+    assert 0 < meta["evaluation"]["top1"] <= 100
+
+
 def test_imagenet22k(imagenet):
     train, test = data.load("imagenet22k", imagenet / "train", limit=10)
     assert test is None and len(train) == len(train.labels) == 10

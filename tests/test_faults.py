@@ -93,6 +93,14 @@ def test_nowhere_to_print_to(script, flag, unbuffered):
     assert done.stderr.endswith("error: stdout: No space left on device\n")
 
 
+def test_a_disk_without_locks(capsys):
+    def main(_):
+        raise OSError(errno.ENOLCK, "No locks available")  # as filelock does
+
+    code, err = end_of(capsys, main, print, "")
+    assert code == 2 and "has no file locks (No locks available)" in err and "Trace" not in err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="pipes")
 def test_nobody_reads():
     reader, writer = os.pipe()

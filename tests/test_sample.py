@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -270,6 +271,16 @@ def test_settings_that_no_training_can_have_end_the_sweep(tmp_path, capsys):
     assert not list(tmp_path.rglob("failed.json"))
 
 
+def test_a_lost_gpu_is_no_failure_of_a_training(tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(train, "main", lost)
+    with pytest.raises(torch.AcceleratorError):
+        sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
+    assert not list(tmp_path.rglob("failed.json"))
+
+
 def test_an_empty_file_is_no_result(tmp_path):
     sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
     path = next(tmp_path.rglob("result.json"))
@@ -338,6 +349,7 @@ def test_ranks_train_alone_and_the_environment_stays(tmp_path, monkeypatch):
     sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
     changed = {name for name, _ in os.environ.items() ^ before.items()}
     assert changed <= {"TORCHINDUCTOR_CACHE_DIR"}  # torch's own
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # it ends a sweep between trainings
     assert len(scores(tmp_path)) == 3 and watched == [True]
     results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert {result["world_size"] for result in results} == {1}

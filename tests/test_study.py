@@ -134,6 +134,7 @@ def test_the_paper_has_a_folder_for_each_data_set(tmp_path):
 def test_a_folder_as_cifar10_and_an_unknown_profile(tmp_path):
     _, out, _ = finished(study(tmp_path, "cifar10_small", DRY="1", DATASET="folder", DATA="/a"))
     assert "--dataset folder --data /a" in out and "--download" not in out
+    assert "correlate.py folder=" in out  # the paper's numbers are not about these images
     _, out, _ = finished(study(tmp_path, "--limit", "9", DRY="1", PROFILE="imagenet"))
     assert "--dataset imagenet --data data/imagenet --limit 9" in out
     code, _, err = finished(study(tmp_path, "cifar100"))
@@ -215,6 +216,19 @@ def test_a_failing_stage_stops_and_the_next_start_goes_on(fake):
 
     code, out, _ = finished(study(fake, path=fake / "bin"))
     assert code == 0 and calls(fake) == [] and out.count("finished before") == 40
+
+
+def test_failed_trainings_of_a_sweep_do_not_stop_the_study(fake):
+    status = '[ "$2" != --status ] || { echo "x: 5 done, 1 failed, $LEFT left of 9"; exit; }\n'
+    python = FAKE.replace("exit 3", "exit 1").replace('echo "said', f'{status}echo "said')
+    (fake / "bin" / "python").write_text(python)
+    (fake / "fail").write_text("sample.py.*nasbench101")
+    code, _, err = finished(study(fake, path=fake / "bin", LEFT="3"))
+    assert code == 1 and "sweep_shapes_nasbench101 failed, exit code 1" in err
+    assert calls(fake)[-1] == "sample.py --status runs/smoke/sweep_shapes_nasbench101"
+    code, out, err = finished(study(fake, path=fake / "bin", LEFT="0"))
+    assert code == 0 and not err and "1 failed, 0 left" in out
+    assert calls(fake)[-1].startswith("report.py")
 
 
 def test_what_is_removed_or_changed_runs_again(fake):

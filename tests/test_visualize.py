@@ -322,6 +322,11 @@ def test_alpha_history_has_a_line_for_each_search(tmp_path, monkeypatch):
     middle = [line.get_ydata().tolist() for line in lines[4::9]]
     assert middle == [[v] * 3 for v in (1.0, 0, 8, 0.9, 2, 4)]  # equal counts stand around these
     assert len({tuple(line.get_ydata()) for line in lines[9:18]}) == 9
+    lines.clear()
+    visualize.draw_history({f"{k}": epochs for k in range(48)}, tmp_path / "alphas.png")
+    looks = {(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in lines[:48]}
+    assert len(looks) == 48
+    assert all(abs(line.get_ydata()[0]) < 0.5 for line in lines[48:96])  # none is near 1
 
 
 @pytest.mark.parametrize("partial", [False, True])

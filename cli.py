@@ -22,7 +22,7 @@ if Path(sys.argv[0]).absolute().parent == Path(__file__).parent:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 NUMBER = int, float  # as a shape of JSON
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # neither file names nor figures can have these
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what JSON of ours and figures cannot have
 
 
 class InputError(ValueError):
@@ -97,8 +97,8 @@ def at_least(minimum, kind=float, below=None):
 
 
 def path(text):
-    """An argparse type: a path, which "" is not."""
-    if not text.strip():
+    """An argparse type: a path that result.json can name; "" is none."""
+    if not text.strip() or NO_TEXT.search(text):
         raise ValueError
     return text
 
@@ -182,6 +182,11 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def plain(text):
+    """Text as a figure shows it: without mathematics between dollars or bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def save_figure(figure, path, **how):
     ending = Path(path).suffix.removeprefix(".")
     replace_file(path, lambda file: figure.savefig(file, format=ending, dpi=150, **how))
@@ -205,7 +210,8 @@ def check_shape(value, shape, where, *names):
     by_type = {shape if isinstance(shape, type) else type(shape): shape for shape in shapes}
     if object in by_type:
         return
-    wrong = (type(value) in NUMBER and not abs(value) < 2**63) or type(value) not in by_type
+    wrong = type(value) not in by_type
+    wrong |= type(value) in NUMBER and not abs(value) < {int: 2**63, float: 1e39}[type(value)]
     if wrong or (type(value) is str and NO_TEXT.search(value)):
         field = " ".join(map(json.dumps, names)) or "it"
         wanted = " or ".join(kind.__name__ for kind in by_type)

@@ -134,8 +134,9 @@ def common_table(space, columns):
         complete.append({key for key in finite if len(column[key]) == len(seeds)})
     common = sorted(set.intersection(*complete))
     if len(common) < 3:
-        why = f"results in all of {', '.join(map(' '.join, columns))}; at least 3 are needed"
-        raise InputError(f"{SPACES[space]}: {len(common)} architectures have {why}")
+        why = f"a finite score of each seed in all of {', '.join(map(' '.join, columns))}"
+        why = f"{len(common)} architectures have {why}; at least 3 are needed"
+        raise InputError(f"{SPACES[space]}: {why}")
     table, notes, datasets = {}, [], [dataset for dataset, _ in columns]
     for a in sorted(columns, key=lambda a: (datasets.index(a[0]), [*STYLES, a[1]].index(a[1]))):
         label, others = " ".join(a), columns[a].keys() - common

@@ -349,6 +349,11 @@ def read_result(path) -> dict:
     return result
 
 
+def objective(task, dataset, partial=1) -> str:
+    """What a search or a training is for."""
+    return f"{task} on {dataset}" + (f", partial {partial}" if partial > 1 else "")
+
+
 def short_name(text: str) -> str:
     """What to call an architecture of the command line; runs/search_x/genotype.json is x."""
     if "Genotype(" in text:

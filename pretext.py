@@ -162,7 +162,9 @@ class Classification(Task):
 
     def __init__(self, dataset, *setting):
         super().__init__(dataset, *setting)
-        self.classes, self.num_classes = dataset.classes, len(dataset.classes)
+        # names of folders need not be text
+        self.classes = [n.encode(errors="backslashreplace").decode() for n in dataset.classes]
+        self.num_classes = len(self.classes)
 
     def prepare(self, images, labels, index, train):
         return self.augment(images, train), labels  # (B, 3, H, W), (B,)

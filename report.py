@@ -10,6 +10,7 @@ OUT/report.json (a row for each trained cell) and figures.
 import argparse
 import os
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import cli
@@ -50,11 +51,27 @@ def find(folders, name) -> list:
 
 def objective(run):
     partial = run.get("identity", {}).get("partial") or 1  # of a search
-    return f"{run['task']} on {run['dataset']}" + (f", partial {partial}" if partial > 1 else "")
+    return genotypes.objective(run["task"], run["dataset"], partial)
 
 
-def title(meta):
-    return f"{objective(meta)}, seed {meta['seed']}"
+def add_titles(searches):
+    """Adds "group" and "title" to each search. Other settings for one objective are a group of
+    their own, with a number; what is still called alike has the name of its folder, too."""
+    settings, titles = {}, Counter()
+    for search in searches.values():
+        found = settings.setdefault(objective(search["meta"]), [])
+        if recipe(search["meta"]) not in found:
+            found.append(recipe(search["meta"]))
+    for search in searches.values():
+        meta = search["meta"]
+        search["group"], found = objective(meta), settings[objective(meta)]
+        if len(found) > 1:
+            search["group"] += f", settings {1 + found.index(recipe(meta))}"
+        search["title"] = f"{search['group']}, seed {meta['seed']}"
+        titles[search["title"]] += 1
+    for path, search in searches.items():
+        if titles[search["title"]] > 1:
+            search["title"] += f", {path.parent.name}"
 
 
 def hardware(run):
@@ -71,15 +88,16 @@ def describe(result, searches):
     """(group, name, key in PAPER, seconds of the search) of a trained cell"""
     arch = result["args"]["arch"]
     for path, search in searches.items():
-        if path.parent.name == Path(arch).parent.name and search["genotype"] == result["genotype"]:
+        same_name = genotypes.short_name(str(path)) == result["arch"]
+        if same_name and search["genotype"] == result["genotype"]:
             meta = search["meta"]
             group = "with labels" if meta["task"] in ("cls", "seg") else "without labels"
             paper = "unnas_{1}_{0}".format(*objective(meta).split(" on "))
-            return group, title(meta), paper, meta["seconds"]
+            return group, search["title"], paper, meta["seconds"]
     if arch in genotypes.CELLS:
         return "published", arch, arch, None
     group = "random" if "archs.json:" in arch else "other"  # as sample.py writes it
-    return group, f"{group} {genotypes.short_name(arch)}", None, None
+    return group, f"{group} {result['arch']}", None, None
 
 
 def make_row(trainings, group, cell, paper, search_seconds) -> dict:
@@ -109,6 +127,10 @@ def make_tables(results, searches) -> dict:
         key = recipe(result), str(result["genotype"]), describe(result, searches)
         cells.setdefault(key, []).append(result)
     for (settings, _, cell), trainings in cells.items():
+        seeds = Counter(training["seed"] for training in trainings)
+        if max(seeds.values()) > 1:
+            places = ", ".join(f"{training['args'].get('out')}" for training in trainings)
+            raise cli.InputError(f"two trainings of {cell[1]} with one seed and recipe: {places}")
         tables.setdefault(settings, []).append(make_row(trainings, *cell))
     for rows in tables.values():
         rows.sort(key=lambda row: row["mean"], reverse=rows[0]["higher_is_better"])
@@ -176,7 +198,7 @@ def search_table(searches, found) -> list:
         meta, last = search["meta"], search["meta"]["history"][-1]
         epochs = f"{meta['epoch']}/{meta['epochs']}"
         epochs += f": {meta['stopped']}" if meta.get("stopped") else ""
-        row = [title(meta), epochs, None, None, None]
+        row = [search["title"], epochs, None, None, None]
         if cells := likeness.decided(meta):
             stood, counted, *leads = zip(*cells)
             row[2] = "{} / {} of {} epochs".format(*stood, counted[0])
@@ -203,7 +225,7 @@ def likeness_tables(searches) -> list:
     )
     groups, lines = {}, [text, ""]
     for k, search in enumerate(searches):
-        groups.setdefault(objective(search["meta"]), []).append(k)
+        groups.setdefault(search["group"], []).append(k)
     table, chance = likeness.compare(searches), likeness.chance()
     for m, measure in enumerate(likeness.MEASURES):
         rows = []
@@ -229,7 +251,7 @@ def draw_accuracies(rows, path):
         color = visualize.PALETTE[groups.index(row["group"])]
         ax.plot(row["mean"], y, "D", color=color, ms=9, label=row["group"])
         ax.plot(row["scores"], [y] * len(row["scores"]), "o", color=color, ms=5, mec="white")
-    ax.set_yticks(range(len(rows)), [row["cell"] for row in rows])
+    ax.set_yticks(range(len(rows)), [cli.plain(row["cell"]) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(f"{rows[0]['metric']} of {objective(rows[0])}: each seed, and their mean")
     ax.grid(axis="x", alpha=0.3)
@@ -247,6 +269,7 @@ def main(args):
     found, correlations = [], find(args.folders, "correlations.json")
     for path in correlations:
         found += cli.read_json(path, correlate.FOUND)["random_search"]
+    add_titles(searches)
     tables = make_tables([genotypes.read_result(path) for path in paths], searches)
     out = Path(args.out or args.folders[0])
     if (out / "correlations.json").exists():
@@ -261,14 +284,15 @@ def main(args):
         lines += ["## Searches", "", *search_table(searches.values(), found)]
         lines += ["![Alpha histories](alphas.png)", ""]
         lines += likeness_tables([*searches.values()]) if len(searches) > 1 else []
-        histories = {title(s["meta"]): s["meta"]["history"] for s in searches.values()}
+        histories = {s["title"]: s["meta"]["history"] for s in searches.values()}
         visualize.draw_history(histories, out / "alphas.png")
         pictures, settings = {}, set()
         for k, (path, search) in enumerate(searches.items(), start=1):
-            name, image = title(search["meta"]), f"cell_{k}.png"
+            name, image = search["title"], f"cell_{k}.png"
             visualize.draw_cell(genotypes.parse_arch(search, path), out / image, f"{name}:")
-            pictures.setdefault(objective(search["meta"]), []).append(f"![{name}]({image})")
-            settings.add(f"- {hardware(search['meta'])}. Settings: {recipe(search['meta'])}")
+            pictures.setdefault(search["group"], []).append(f"![{name}]({image})")
+            how = hardware(search["meta"]), search["group"], recipe(search["meta"])
+            settings.add("- {}. Settings of {}: {}".format(*how))
         head = ["found by", *range(1, 1 + max(map(len, pictures.values())))]
         lines += cli.markdown_table(head, [[name, *row] for name, row in pictures.items()])
         lines += [*sorted(settings), ""]

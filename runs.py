@@ -48,8 +48,8 @@ STOPPED = 75  # exit code EX_TEMPFAIL: start it again
 
 # The arguments that may differ between two starts of the same run
 WHERE_AND_HOW = {
-    *("arch", "data", "out", "device", "workers", "accumulate", "compile", "deterministic"),
-    *("resume", "print_every", "save_every"),
+    *("arch", "data", "out", "device", "workers", "compile", "deterministic", "resume"),
+    *("print_every", "save_every"),
 }
 
 

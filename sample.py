@@ -31,7 +31,7 @@ from genotypes import MAX_EDGES, MAX_VERTICES, NASBENCH_OPS, PRIMITIVES, Genotyp
 PARAMS = 0.8 * 855_770, 1.2 * 855_770
 MACS = 0.8 * 125.75e6, 1.2 * 125.75e6
 NASBENCH_CELLS = 423_624  # that are not isomorphic to each other
-SWEEP = {"tasks": [str], "seeds": [int], "settings": genotypes.IDENTITY}  # shape of sweep.json
+SWEEP = {"trainings": [{"task": str, "seed": int}], "settings": genotypes.IDENTITY}  # sweep.json
 
 
 def parse_args(argv=None):
@@ -186,7 +186,9 @@ def status(folders) -> str:
 def show_status(out):
     archs = genotypes.load_archs(out / "archs.json")
     sweep = cli.read_json(out / "sweep.json", SWEEP)
-    folders = trainings(out, archs, sweep["tasks"], sweep["seeds"])
+    folders = {}
+    for one in sweep["trainings"]:  # of each architecture
+        folders |= trainings(out, archs, [one["task"]], [one["seed"]])
     print(f"{out}: {status(folders)}")
     for path in existing("failed.json", folders):
         print(f"  failed: {path.parent}: {cli.read_json(path, {'error': str})['error']}")
@@ -227,6 +229,12 @@ def main(args):
     # --- architectures
     drawing = args.space, args.n, args.draw_seed, args.params, args.macs
     archs = genotypes.load_archs(args.archs) if args.archs else draw(*drawing)
+    keys = [
+        genotypes.nasbench_hash(x) if isinstance(x, NASBenchCell) else str(x)
+        for x in archs.values()
+    ]
+    if len({*keys}) < len(keys):  # correlate.py would take them for two results of one
+        raise InputError(f"{args.archs}: two of its ids are one architecture")
     archs_file, sweep_file = out / "archs.json", out / "sweep.json"
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "lock"):  # processes that start together write the same, in turn
@@ -240,16 +248,16 @@ def main(args):
         if args.draw_only:
             return
         # all trainings of a sweep have the settings of its first
-        sweep = {"tasks": [], "seeds": []}
+        sweep = {"trainings": []}
         if sweep_file.exists():
             sweep = cli.read_json(sweep_file, SWEEP)
-            stored = [sweep["settings"].get(name) for name in ("task", "seed")]
-            if stored != [*sweep["tasks"][:1], *sweep["seeds"][:1]]:
+            stored = {name: sweep["settings"].get(name) for name in ("task", "seed")}
+            if [stored] != sweep["trainings"][:1]:
                 raise InputError(f'{sweep_file}: "settings" are not those of its first training')
-        sweep["tasks"] += [task for task in args.tasks if task not in sweep["tasks"]]
-        sweep["seeds"] += [seed for seed in args.seeds if seed not in sweep["seeds"]]
-        first = f"{archs_file}:{next(iter(archs))}", sweep["tasks"][0], sweep["seeds"][0]
-        identity = runs.settings_of(settings(*first))
+        asked = [{"task": t, "seed": s} for t, s in itertools.product(args.tasks, args.seeds)]
+        sweep["trainings"] += [one for one in asked if one not in sweep["trainings"]]
+        arch = f"{archs_file}:{next(iter(archs))}"
+        identity = runs.settings_of(settings(arch, **sweep["trainings"][0]))
         runs.check_identity(sweep_file, sweep.setdefault("settings", identity), identity)
         cli.write_json(sweep_file, sweep)
 

@@ -216,7 +216,8 @@ def main(args):
     write_genotype(run, genotype, evaluation=result, stopped=stopped)
     run.print(f"supernet on the evaluation images: {format_metrics(result)}")
     if not utils.rank():
-        title = f"{args.task} on {args.dataset}, seed {args.seed}"
+        objective = genotypes.objective(args.task, args.dataset, args.partial)
+        title = f"{objective}, seed {args.seed}"
         visualize.draw_cell(genotype, run.out / "cell.png", f"{title}:")
         visualize.draw_history({title: run.history}, run.out / "alphas.png")
         visualize.draw_weights(genotype, run.history[-1], run.out / "weights.png", f"{title}:")

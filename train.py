@@ -217,8 +217,7 @@ def main(args, load=data.load, distributed=True):
     # --- result
     scores = [line[task.metric] for line in run.history]
     best = max(scores) if task.higher_is_better else min(scores)
-    names = task.classes if task.targets else []  # of the data set; JSON has no other bytes
-    names = [name.encode(errors="backslashreplace").decode() for name in names]
+    names = task.classes if task.targets else []  # of the data set
     result = {"arch": arch, "space": space, "genotype": genotype._asdict()}
     result |= {"task": args.task, "dataset": args.dataset, "seed": args.seed}
     result |= {"metric": task.metric, "higher_is_better": task.higher_is_better}

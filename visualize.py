@@ -103,7 +103,7 @@ def draw_cell(genotype: genotypes.Genotype, path, title: str = ""):
     figure = Figure()
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for ax, name in zip(axes, ("normal", "reduction")):
-        ax.set_title(f"{title} {name} cell".strip(), fontsize=10)
+        ax.set_title(cli.plain(f"{title} {name} cell".strip()), fontsize=10)
         ax.axis("off")
     sizes = draw_graph(axes[0], *genotype[:2]), draw_graph(axes[1], *genotype[2:])
     width, height = np.max(sizes, axis=0)
@@ -196,9 +196,9 @@ def draw_rows(rows, classes, path):
                 seen |= {*np.unique(picture)} - {255}
                 picture = colors[picture]
             ax.imshow(picture)
-            ax.set_title(text, fontsize=7, color=color, pad=2)
+            ax.set_title(cli.plain(text), fontsize=7, color=color, pad=2)
     names = dict(enumerate(classes))
-    handles = [Patch(color=colors[k], label=names.get(k, k)) for k in sorted(seen)]
+    handles = [Patch(color=colors[k], label=cli.plain(names.get(k, f"{k}"))) for k in sorted(seen)]
     style = dict(loc="outside lower center", ncols=1 + columns, fontsize=7, frameon=False)
     figure.legend(handles=handles, **style)
     cli.save_figure(figure, path, bbox_inches="tight")
@@ -354,7 +354,11 @@ def main(args):
         raise cli.InputError(f"{run}: neither a finished training nor a search")
     else:
         search, out = genotypes.read_search(run / "genotype.json"), out or run / "cell.png"
-        title = "{task} on {dataset}, seed {seed}".format(**search["meta"])
+        meta = search["meta"]
+        partial = meta["identity"]["partial"] or 1
+        title = (
+            f"{genotypes.objective(meta['task'], meta['dataset'], partial)}, seed {meta['seed']}"
+        )
         genotype, last = genotypes.parse_arch(search, str(run)), search["meta"]["history"][-1]
         draw_cell(genotype, out, f"{title}:")
         draw_history({title: search["meta"]["history"]}, run / "alphas.png")

@@ -93,6 +93,19 @@ def test_nowhere_to_print_to(script, flag, unbuffered):
     assert done.stderr.endswith("error: stdout: No space left on device\n")
 
 
+def test_a_path_that_json_cannot_name(capsys):
+    code, err = end_of(capsys, train.main, train.parse_args, [*TRAIN, "--data", "caf\udce9"])
+    assert code == 2 and "argument --data: invalid path value: 'caf\\udce9'" in err
+
+
+def test_numbers_that_options_may_have_are_read(tmp_path):
+    cli.write_json(tmp_path / "a.json", [1e20, 2**62])
+    assert cli.read_json(tmp_path / "a.json", [cli.NUMBER]) == [1e20, 2**62]
+    cli.write_json(tmp_path / "a.json", [1e300])
+    with pytest.raises(cli.InputError, match="0 is 1e.300"):
+        cli.read_json(tmp_path / "a.json", [cli.NUMBER])
+
+
 def test_a_disk_without_locks(capsys):
     def main(_):
         raise OSError(errno.ENOLCK, "No locks available")  # as filelock does

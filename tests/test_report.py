@@ -139,7 +139,7 @@ def test_report(made_up, capsys):
         "\n- 2026-01-01: torch 2.9, 1 x one CPU, commit abc\n",
         "\n1 trainings failed.\n",
         "Settings: epochs 1, max_macs 600000000.0, lr 0.5, split abc\n",
-        "1 x one CPU, commit abc. Settings: task rot, dataset imagenet, alpha_lr 0.003,",
+        "1 x one CPU, commit abc. Settings of rot on imagenet: task rot, dataset imagenet,",
     ):
         assert line in text
     assert "99.00" not in text and text.count("any one") == 1 and text.count("## Trained for") == 1
@@ -276,6 +276,31 @@ def test_two_cells_of_one_name_are_no_seeds_of_one(tmp_path):
     assert [(row["group"], row["scores"]) for row in rows] == [
         *[("random", [70]), ("other", [60]), ("random", [50])]
     ]
+
+
+def test_two_results_of_one_seed_are_refused(tmp_path):
+    for folder, best in (("x", 50), ("y", 60)):
+        write_result(tmp_path / folder, "darts_v2", "darts_v2", 0, best)
+    with pytest.raises(cli.InputError, match="two trainings of darts_v2 with one seed"):
+        report.main(report.parse_args([str(tmp_path)]))
+
+
+def test_searches_with_other_settings_are_another_group(tmp_path):
+    for folder, seed, limit in (("a", 0, 10), ("b", 1, 10), ("c", 0, 20), ("d", 0, 20)):
+        write_search(tmp_path / folder, "rot", "darts_v2")
+        path = tmp_path / folder / "search_rot" / "genotype.json"
+        search = json.loads(path.read_text())
+        search["meta"]["seed"] = seed
+        search["meta"]["identity"] |= {"limit": limit, "seed": seed}
+        path.with_name("genotype.json").write_text(json.dumps(search))
+        path.parent.rename(path.parent.with_name(folder))
+    report.main(report.parse_args([str(tmp_path)]))
+    text = (tmp_path / "report.md").read_text()
+    titles = re.findall(r"^\| (rot on [^|]*) \| 2/2 \|", text, re.M)
+    one, two = "rot on imagenet, settings 1", "rot on imagenet, settings 2"
+    ends = [f"{one}, seed 0", f"{one}, seed 1", f"{two}, seed 0, c", f"{two}, seed 0, d"]
+    assert titles == ends and f"Settings of {two}: task rot," in text
+    assert f"| ops in common | {one} | {two} |" in text
 
 
 def test_lower_is_better(tmp_path):

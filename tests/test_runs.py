@@ -455,6 +455,7 @@ def test_a_checkpoint_is_only_for_its_own_run(tmp_path, finished):
         ("--lr 0.5", "lr = 0.05, this run has 0.5"),
         ("--limit 41", "limit|split"),
         ("--epochs 2", "epochs = 1, this run has 2"),
+        ("--accumulate 2", "accumulate = 1, this run has 2"),  # BN's batches are the parts
     ):
         with pytest.raises(cli.InputError, match=message):
             run_train("--epochs 1 --out", tmp_path, "--resume", argv)

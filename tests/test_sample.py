@@ -222,6 +222,13 @@ def test_sweep_trains_everything_once(tmp_path, capsys, monkeypatch):
         and {v[2] for v in found.values()} == {1, 2}
         and not list(tmp_path.rglob("checkpoint.pt"))
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "main", lambda *args, **kwargs: {"seconds": 1})
+        sweep(tmp_path, "--tasks", "cls", "--seeds", 3)
+    sample.main(sample.parse_args(["--status", str(tmp_path)]))
+    assert (
+        "12 done, 0 failed, 3 left of 15" in capsys.readouterr().out
+    )  # rot with seed 3: not asked
     monkeypatch.setattr(train, "main", lambda *args, **kwargs: pytest.fail("trained again"))
     sweep(tmp_path, "--tasks", "cls", "rot", "--seeds", 1, 2)
     with pytest.raises(InputError, match="epochs = 2, this run has 3"):
@@ -279,6 +286,16 @@ def test_a_lost_gpu_is_no_failure_of_a_training(tmp_path, monkeypatch):
     with pytest.raises(torch.AcceleratorError):
         sweep(tmp_path, "--tasks", "cls", "--epochs", 1)
     assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_two_ids_of_one_architecture(tmp_path):
+    ops = ["input", "conv1x1-bn-relu", "conv3x3-bn-relu", "output"]
+    edges = [(0, 1), (0, 2), (1, 3), (2, 3)]
+    cells = to_cell(edges, ops), to_cell(edges, [ops[0], ops[2], ops[1], ops[3]])
+    entries = [{"id": str(k), **genotypes.to_entry(cell)} for k, cell in enumerate(cells)]
+    cli.write_json(tmp_path / "list.json", entries)
+    with pytest.raises(InputError, match="list.json: two of its ids are one architecture"):
+        sweep(tmp_path / "s", *NARROW, archs=tmp_path / "list.json")
 
 
 def test_an_empty_file_is_no_result(tmp_path):
@@ -420,7 +437,10 @@ def test_a_failure_in_one_rank_lets_the_others_finish(tmp_path, archs):
 def test_status_and_help_need_no_torch(tmp_path, argv):
     cell = to_cell([(0, 1)], ["input", "output"])
     cli.write_json(tmp_path / "archs.json", [{"id": "a", **genotypes.to_entry(cell)}])
-    cli.write_json(tmp_path / "sweep.json", {"settings": {}, "tasks": ["cls"], "seeds": [1, 2]})
+    cli.write_json(
+        tmp_path / "sweep.json",
+        {"settings": {}, "trainings": [{"task": "cls", "seed": s} for s in (1, 2)]},
+    )
     hidden = "sys.modules.update(torch=None, filelock=None)"
     show = f"sample.main(sample.parse_args([{argv!r}, {str(tmp_path)!r}]))"
     code = f"import sys; {hidden}; import sample; {show}"

@@ -114,6 +114,12 @@ def test_segmentation(tmp_path, monkeypatch, capsys):
     assert "not the images that this network was trained on" in error_of(capsys, tmp_path / "t")
 
 
+def test_names_with_dollars_and_other_bytes(tmp_path):
+    rows = [visualize.captioned([torch.zeros(4, 4, dtype=torch.int64)], ["$100_$: k\udce9"])]
+    visualize.draw_rows(rows, ["$a_$", "k\udce9"], tmp_path / "x.png")
+    visualize.draw_cell(load_arch("darts_v2"), tmp_path / "c.png", "$5_$ \udce9")
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """The rows of the picture that was drawn last, each of (picture, text, colour)."""

@@ -38,10 +38,20 @@ def read_runs(folder):
     for path in sorted(Path(folder).rglob("result.json")):
         result = genotypes.read_result(path)
         row = {"arch": result["arch"].split(":")[-1], "seed": result["seed"]}
-        row |= {"epochs": len(result["epochs"]), "params": result["params"]}
-        row |= {"top1": [epoch["top1"] for epoch in result["epochs"]], "macs": result["macs"]}
+        row |= {name: result["args"][name] for name in ("epochs", "lr", "grad_clip")}
+        row |= {name: result[name] for name in ("params", "macs")}
+        row |= {"top1": [epoch["top1"] for epoch in result["epochs"]]}
         rows.append(row | {name: result[name] for name in ("seconds", "date", "git_commit")})
-    return sorted(rows, key=lambda row: (row["epochs"], row["seed"], row["arch"]))
+    return sorted(rows, key=lambda row: (recipe_of(row), row["seed"], row["arch"]))
+
+
+def recipe_of(row):
+    return row["epochs"], row["lr"], row["grad_clip"]
+
+
+def name_of(recipe):
+    epochs, lr, grad_clip = recipe
+    return f"{epochs} epochs, lr {lr}" + ("" if grad_clip else ", not clipped")
 
 
 def paired(differences):
@@ -53,6 +63,14 @@ def paired(differences):
 def welch(a, b):
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     return np.array([np.mean(a) - np.mean(b), interval.low, interval.high])
+
+
+def without_one(a, b, pairs):
+    """The least and the largest difference if one cell, or one pair of cells, is left out."""
+    rests = [(np.delete(a, k), np.delete(b, k) if pairs else b) for k in range(len(a))]
+    rests += [] if pairs else [(a, np.delete(b, k)) for k in range(len(b))]
+    means = [np.mean(x) - np.mean(y) for x, y in rests]
+    return min(means), max(means)
 
 
 def at_equal_size(scores, params, first, second):
@@ -81,11 +99,20 @@ def table_of(rows):
     return table
 
 
+def common_seeds(table):
+    return sorted(set.intersection(*(set(scores) for scores in table.values())))
+
+
+def mean_scores(table):
+    """{architecture: mean over the seeds that all have}"""
+    seeds = common_seeds(table)
+    return {arch: statistics.mean(found[seed] for seed in seeds) for arch, found in table.items()}
+
+
 def compare(rows):
-    """Lines about the trainings of one length, all cells with the same seeds."""
+    """Lines about the trainings of one recipe, all cells with the same seeds."""
     table, params = table_of(rows), {row["arch"]: row["params"] for row in rows}
-    seeds = sorted(set.intersection(*(set(scores) for scores in table.values())))
-    scores = {arch: statistics.mean(found[seed] for seed in seeds) for arch, found in table.items()}
+    seeds, scores = common_seeds(table), mean_scores(table)
     archs = {group: [arch for arch in scores if group_of(arch) == group] for group in GROUPS}
     lines = [f"{len(scores)} cells, seeds {seeds}", ""]
     body = []
@@ -100,26 +127,23 @@ def compare(rows):
     lines += cli.markdown_table(head, body)
 
     released = [arch for arch in archs["with"] if arch.startswith("unnas")]
-    published = archs["without"] + archs["with"]
+    differences = [
+        ("without labels - random", archs["without"], "random"),
+        ("with labels - random", archs["with"], "random"),
+        ("published - random", archs["without"] + archs["with"], "random"),
+        ("without labels - with labels", archs["without"], archs["with"]),
+        ("without labels - with labels, the paper's own", archs["without"], released),
+    ]
     body = []
-    for name, members in (
-        ("without labels - random", archs["without"]),
-        ("with labels - random", archs["with"]),
-        ("published - random", published),
-    ):
-        twins = [f"like_{arch}" for arch in members]
-        gaps = [scores[arch] - scores[twin] for arch, twin in zip(members, twins)]
-        adjusted = at_equal_size(scores, params, members, archs["random"])
-        body.append([name, f"{len(gaps)} pairs", text(paired(gaps)), text(adjusted)])
-    for name, members in (
-        ("without labels - with labels", archs["with"]),
-        ("without labels - with labels, the paper's own", released),
-    ):
-        values = ([scores[arch] for arch in group] for group in (archs["without"], members))
-        adjusted = at_equal_size(scores, params, archs["without"], members)
-        number = f"{len(archs['without'])}, {len(members)}"
-        body.append([name, number, text(welch(*values)), text(adjusted)])
-    head = ["difference", "cells", "points [95%]", "at equal parameters, by regression [95%]"]
+    for name, first, second in differences:
+        paired_with = [f"like_{arch}" for arch in first] if second == "random" else second
+        a, b = (np.array([scores[arch] for arch in group]) for group in (first, paired_with))
+        others = archs["random"] if second == "random" else second
+        row = [name, f"{len(a)} pairs" if second == "random" else f"{len(a)}, {len(b)}"]
+        row.append(text(paired(a - b) if second == "random" else welch(a, b)))
+        row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, second == "random")))
+        body.append([*row, text(at_equal_size(scores, params, first, others))])
+    head = ["difference", "cells", "points [95%]", "without any one", "at equal parameters [95%]"]
     lines += cli.markdown_table(head, body)
     if len(seeds) > 1:
         within = np.sqrt(np.mean([np.var([*t.values()], ddof=1) for t in table.values()]))
@@ -138,27 +162,31 @@ def rho_text(x, y):
     return correlate.format_rho(correlate.rank_correlation(x, y), limits)
 
 
-def compare_order(trainings, what):
-    """How alike the order of cells is in several {name: rows}, as far as all have them."""
-    tables = [table_of(rows) for rows in trainings.values()]
-    archs = sorted(set.intersection(*(set(table) for table in tables)))
-    scores = [np.array([table[arch][1] for arch in archs]) for table in tables]
-    params = {row["arch"]: row["params"] for rows in trainings.values() for row in rows}
-    sizes = [params[arch] for arch in archs]
-    columns = zip(archs, sizes, *([f"{score:.2f}" for score in values] for values in scores))
-    lines = cli.markdown_table(["cell", "params", *trainings], [*columns])
-    for (a, x), (b, y) in combinations(zip(trainings, scores), 2):
-        gain = correlate.rank_correlation(np.array(sizes), y - x)
-        lines.append(f"{a}, {b}: rho {rho_text(x, y)}; parameters and the gain: rho {gain:.2f}.")
-    return [f"## {what}: {len(archs)} cells, seed 1", "", *lines, ""]
+def compare_orders(tables, params):
+    """Lines about how alike {recipe: table} order the cells that they have in common."""
+    archs, body = sorted(params, key=params.get), []
+    for arch in archs:
+        if sum(arch in table for table in tables.values()) < 3:
+            continue  # as most have few recipes
+        scores = [table[arch][1] if arch in table else None for table in tables.values()]
+        body.append([arch, params[arch], *(score and f"{score:.2f}" for score in scores)])
+    lines = cli.markdown_table(["cell", "params", *map(name_of, tables)], body)
+    body = []
+    for a, b in combinations(tables, 2):
+        both = [arch for arch in archs if arch in tables[a] and arch in tables[b]]
+        x, y = (np.array([tables[recipe][arch][1] for arch in both]) for recipe in (a, b))
+        sizes = np.array([params[arch] for arch in both])
+        row = [name_of(a), name_of(b), len(both), rho_text(x, y), rho_text(sizes, y - x)]
+        body.append([*row, f"{np.mean(y - x):.2f}"])
+    head = ["recipe", "another", "cells", "rho of accuracies", "rho of parameters and gain"]
+    return [*lines, *cli.markdown_table([*head, "mean gain"], body)]
 
 
-def draw(tables, params, path):
-    """Accuracy against size, of the length with most cells; against length, of cells with all."""
+def draw(tables, params, main, path):
+    """Accuracy against size, by the main recipe; against length, of cells with several."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    length = max(tables, key=lambda n: len(tables[n]))
-    scores = {arch: statistics.mean(found.values()) for arch, found in tables[length].items()}
+    scores = mean_scores(tables[main])
     for arch in scores:
         if f"like_{arch}" in scores:
             pair = arch, f"like_{arch}"
@@ -168,13 +196,22 @@ def draw(tables, params, path):
         members = [arch for arch in scores if group_of(arch) == group]
         x, y = ([values[arch] for arch in members] for values in (params, scores))
         left.plot(x, y, "o", color=color, label=label)
-        for arch in members:
-            if all(arch in table for table in tables.values()):
-                accuracies = [table[arch][1] for table in tables.values()]
-                right.plot([*tables], accuracies, "o-", color=color, ms=4)
-    left.set(xlabel="parameters", ylabel=f"test accuracy after {length} epochs, mean of seeds")
+        for lr, style in ((0.05, "o:"), (main[1], "o-")):
+            same = {r[0]: table for r, table in tables.items() if r[1:] == (lr, main[2])}
+            for arch in members:
+                if all(arch in table for table in same.values()):
+                    right.plot(
+                        [*same],
+                        [table[arch][1] for table in same.values()],
+                        style,
+                        color=color,
+                        ms=4,
+                    )
+    left.set(xlabel="parameters", ylabel=f"test accuracy, {name_of(main)}, mean of seeds")
     left.legend(fontsize=8)
-    right.set(xlabel="length of the training, epochs", ylabel="test accuracy, seed 1")
+    right.set(
+        xlabel="length of the training, epochs (dotted: lr 0.05)", ylabel="test accuracy, seed 1"
+    )
     right.set_xscale("log", base=2)
     for ax in (left, right):
         ax.grid(alpha=0.3)
@@ -186,20 +223,16 @@ def main():
         rows = read_runs(sys.argv[1])
         lines = ",\n".join(json.dumps(row) for row in rows)
         cli.write_text(HERE / "trainings.json", f"[\n{lines}\n]\n")
-    rows = json.loads((HERE / "trainings.json").read_text())
-    lengths = sorted({row["epochs"] for row in rows})
-    of_length = {n: [row for row in rows if row["epochs"] == n] for n in lengths}
-    tables = {n: table_of(trainings) for n, trainings in of_length.items()}
-    fewest = min(map(len, tables.values()))
-    named = {f"{n} epochs": trainings for n, trainings in of_length.items()}
-    print("\n".join(compare_order(named, "Length")))
-    for n, trainings in of_length.items():
-        if len(tables[n]) > fewest:
-            print("\n".join([f"## {n} epochs", "", *compare(trainings)]))
-    others = json.loads((HERE / "unclipped.json").read_text())
-    recipes = {"lr 0.05, clipped": of_length[8], "lr 0.1, not clipped": others}
-    print("\n".join(compare_order(recipes, "Recipe")))
-    draw(tables, {row["arch"]: row["params"] for row in rows}, HERE / "cells.png")
+    by_recipe = {}
+    for row in json.loads((HERE / "trainings.json").read_text()):
+        by_recipe.setdefault(recipe_of(row), []).append(row)
+    tables = {recipe: table_of(rows) for recipe, rows in by_recipe.items()}
+    params = {row["arch"]: row["params"] for rows in by_recipe.values() for row in rows}
+    complete = [recipe for recipe, table in tables.items() if len(table) == len(params)]
+    for recipe in complete:
+        print("\n".join([f"## {name_of(recipe)}", "", *compare(by_recipe[recipe]), ""]))
+    print("\n".join(["## Orders, seed 1", "", *compare_orders(tables, params)]))
+    draw(tables, params, complete[-1], HERE / "cells.png")
 
 
 if __name__ == "__main__":

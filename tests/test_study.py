@@ -56,6 +56,8 @@ def study(
         env=environment,
         text=True,
         start_new_session=True,
+        # a shell's background jobs, the tests perhaps among them, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

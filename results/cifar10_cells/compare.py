@@ -174,6 +174,8 @@ def compare_orders(tables, params):
     body = []
     for a, b in combinations(tables, 2):
         both = [arch for arch in archs if arch in tables[a] and arch in tables[b]]
+        if len(both) < 5:
+            continue
         x, y = (np.array([tables[recipe][arch][1] for arch in both]) for recipe in (a, b))
         sizes = np.array([params[arch] for arch in both])
         row = [name_of(a), name_of(b), len(both), rho_text(x, y), rho_text(sizes, y - x)]
@@ -199,19 +201,12 @@ def draw(tables, params, main, path):
         for lr, style in ((0.05, "o:"), (main[1], "o-")):
             same = {r[0]: table for r, table in tables.items() if r[1:] == (lr, main[2])}
             for arch in members:
-                if all(arch in table for table in same.values()):
-                    right.plot(
-                        [*same],
-                        [table[arch][1] for table in same.values()],
-                        style,
-                        color=color,
-                        ms=4,
-                    )
+                if len(same) > 1 and all(arch in table for table in same.values()):
+                    line = [*same], [table[arch][1] for table in same.values()]
+                    right.plot(*line, style, color=color, ms=4)
     left.set(xlabel="parameters", ylabel=f"test accuracy, {name_of(main)}, mean of seeds")
     left.legend(fontsize=8)
-    right.set(
-        xlabel="length of the training, epochs (dotted: lr 0.05)", ylabel="test accuracy, seed 1"
-    )
+    right.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel="test accuracy, seed 1")
     right.set_xscale("log", base=2)
     for ax in (left, right):
         ax.grid(alpha=0.3)

@@ -182,9 +182,14 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def printable(text):
+    """The name of a file or folder as text, which JSON and figures can have."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def plain(text):
-    """Text as a figure shows it: without mathematics between dollars or bytes that are no text."""
-    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    """Printable text for a figure, in which nothing between dollars is mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def save_figure(figure, path, **how):

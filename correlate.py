@@ -63,9 +63,7 @@ def recipe(identity) -> dict:
 
 def read_result(path, score):
     result = genotypes.read_result(path)
-    key = json.dumps(result["genotype"])
-    if result["space"] == "nasbench101":  # isomorphic cells are one architecture
-        key = genotypes.nasbench_hash(genotypes.parse_arch(result, path))
+    key = genotypes.architecture_key(genotypes.parse_arch(result, path))
     sign = 1.0 if result["higher_is_better"] else -1.0
     training = {"key": key, "score": sign * result[score], "params": 1.0 * result["params"]}
     yield result | training | {"recipe": recipe(result["identity"])}

@@ -349,9 +349,19 @@ def read_result(path) -> dict:
     return result
 
 
-def objective(task, dataset, partial=1) -> str:
-    """What a search or a training is for."""
-    return f"{task} on {dataset}" + (f", partial {partial}" if partial > 1 else "")
+def objective(run) -> str:
+    """What a search, by its meta, or a training is for."""
+    partial = run.get("identity", {}).get("partial") or 1  # of a search
+    return f"{run['task']} on {run['dataset']}" + (f", partial {partial}" if partial > 1 else "")
+
+
+def search_title(meta) -> str:
+    return f"{objective(meta)}, seed {meta['seed']}"
+
+
+def architecture_key(arch) -> str:
+    """The same text for one architecture: isomorphic cells of NAS-Bench-101 are one."""
+    return nasbench_hash(arch) if isinstance(arch, NASBenchCell) else str(arch)
 
 
 def short_name(text: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from cli import InputError
+from cli import InputError, printable
 
 from image_files import View
 from ops import ASPPHead, PixelHead, PooledHead, total_stride
@@ -162,8 +162,7 @@ class Classification(Task):
 
     def __init__(self, dataset, *setting):
         super().__init__(dataset, *setting)
-        # names of folders need not be text
-        self.classes = [n.encode(errors="backslashreplace").decode() for n in dataset.classes]
+        self.classes = [*map(printable, dataset.classes)]
         self.num_classes = len(self.classes)
 
     def prepare(self, images, labels, index, train):

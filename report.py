@@ -22,6 +22,7 @@ import correlate
 import genotypes
 import likeness
 import visualize
+from genotypes import objective
 
 # fmt: off
 TARGETS = ["cls on imagenet", "seg on cityscapes"]  # what the cells of PAPER are trained for
@@ -47,11 +48,6 @@ def parse_args(argv=None):
 def find(folders, name) -> list:
     paths = (path for folder in folders for path in sorted(Path(folder).rglob(name)))
     return [*{path.resolve(): path for path in paths}.values()]  # each once
-
-
-def objective(run):
-    partial = run.get("identity", {}).get("partial") or 1  # of a search
-    return genotypes.objective(run["task"], run["dataset"], partial)
 
 
 def add_titles(searches):

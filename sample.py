@@ -229,11 +229,8 @@ def main(args):
     # --- architectures
     drawing = args.space, args.n, args.draw_seed, args.params, args.macs
     archs = genotypes.load_archs(args.archs) if args.archs else draw(*drawing)
-    keys = [
-        genotypes.nasbench_hash(x) if isinstance(x, NASBenchCell) else str(x)
-        for x in archs.values()
-    ]
-    if len({*keys}) < len(keys):  # correlate.py would take them for two results of one
+    keys = map(genotypes.architecture_key, archs.values())
+    if args.archs and len({*keys}) < len(archs):  # for correlate.py they are results of one
         raise InputError(f"{args.archs}: two of its ids are one architecture")
     archs_file, sweep_file = out / "archs.json", out / "sweep.json"
     out.mkdir(parents=True, exist_ok=True)

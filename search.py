@@ -216,8 +216,7 @@ def main(args):
     write_genotype(run, genotype, evaluation=result, stopped=stopped)
     run.print(f"supernet on the evaluation images: {format_metrics(result)}")
     if not utils.rank():
-        objective = genotypes.objective(args.task, args.dataset, args.partial)
-        title = f"{objective}, seed {args.seed}"
+        title = genotypes.search_title(vars(args) | {"identity": run.identity})
         visualize.draw_cell(genotype, run.out / "cell.png", f"{title}:")
         visualize.draw_history({title: run.history}, run.out / "alphas.png")
         visualize.draw_weights(genotype, run.history[-1], run.out / "weights.png", f"{title}:")

@@ -354,11 +354,7 @@ def main(args):
         raise cli.InputError(f"{run}: neither a finished training nor a search")
     else:
         search, out = genotypes.read_search(run / "genotype.json"), out or run / "cell.png"
-        meta = search["meta"]
-        partial = meta["identity"]["partial"] or 1
-        title = (
-            f"{genotypes.objective(meta['task'], meta['dataset'], partial)}, seed {meta['seed']}"
-        )
+        title = genotypes.search_title(search["meta"])
         genotype, last = genotypes.parse_arch(search, str(run)), search["meta"]["history"][-1]
         draw_cell(genotype, out, f"{title}:")
         draw_history({title: search["meta"]["history"]}, run / "alphas.png")

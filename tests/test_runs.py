@@ -522,13 +522,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(tmp_path, monkeypat
 
 def test_a_gpu_is_asked_about_its_losses_before_a_line_shows_them(monkeypatch):
     run = runs.Run.__new__(runs.Run)
-    run.device, run.sigterm, run.epochs_done, run.steps_done, run.steps = (
-        torch.device("cuda"),
-        0,
-        0,
-        0,
-        9,
-    )
+    run.device, run.steps = torch.device("cuda"), 9
+    run.sigterm = run.epochs_done = run.steps_done = 0
     run.args = argparse.Namespace(print_every=2, save_every=0, task="rot")
     run.meters = {"w": argparse.Namespace(loss=torch.tensor(math.nan))}
     run.after_step()

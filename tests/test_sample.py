@@ -226,9 +226,8 @@ def test_sweep_trains_everything_once(tmp_path, capsys, monkeypatch):
         patch.setattr(train, "main", lambda *args, **kwargs: {"seconds": 1})
         sweep(tmp_path, "--tasks", "cls", "--seeds", 3)
     sample.main(sample.parse_args(["--status", str(tmp_path)]))
-    assert (
-        "12 done, 0 failed, 3 left of 15" in capsys.readouterr().out
-    )  # rot with seed 3: not asked
+    # rot with seed 3 was not asked for
+    assert "12 done, 0 failed, 3 left of 15" in capsys.readouterr().out
     monkeypatch.setattr(train, "main", lambda *args, **kwargs: pytest.fail("trained again"))
     sweep(tmp_path, "--tasks", "cls", "rot", "--seeds", 1, 2)
     with pytest.raises(InputError, match="epochs = 2, this run has 3"):

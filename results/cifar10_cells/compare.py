@@ -136,12 +136,13 @@ def compare(rows):
     ]
     body = []
     for name, first, second in differences:
-        paired_with = [f"like_{arch}" for arch in first] if second == "random" else second
+        pairs = second == "random"
+        paired_with = [f"like_{arch}" for arch in first] if pairs else second
         a, b = (np.array([scores[arch] for arch in group]) for group in (first, paired_with))
-        others = archs["random"] if second == "random" else second
-        row = [name, f"{len(a)} pairs" if second == "random" else f"{len(a)}, {len(b)}"]
-        row.append(text(paired(a - b) if second == "random" else welch(a, b)))
-        row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, second == "random")))
+        row = [name, f"{len(a)} pairs" if pairs else f"{len(a)}, {len(b)}"]
+        row.append(text(paired(a - b) if pairs else welch(a, b)))
+        row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, pairs)))
+        others = archs["random"] if pairs else second
         body.append([*row, text(at_equal_size(scores, params, first, others))])
     head = ["difference", "cells", "points [95%]", "without any one", "at equal parameters [95%]"]
     lines += cli.markdown_table(head, body)

@@ -92,6 +92,7 @@ class Task:
     reductions = 2  # cells of the network that halve the resolution
     targets, crop = None, "area"  # what it reads of a data set, as in image_files.View
     metric, higher_is_better = "top1", True  # what counts of `metrics`: percent of correct targets
+    ignored = -1  # a target that does not count
 
     def __init__(self, dataset, size, stem, search, device):
         self.size = self.input_size = size
@@ -275,7 +276,7 @@ class Jigsaw(Task):
 class Segmentation(Task):
     """Which class each pixel belongs to; masks are 255 where a pixel does not count."""
 
-    targets, metric = "masks", "miou"
+    targets, metric, ignored = "masks", "miou", 255
     classifies_inputs, reductions = False, 1
 
     def __init__(self, dataset, size, stem, search, device):

@@ -274,16 +274,15 @@ def predict(network, task, result, args):
             yield os.fsdecode(test.names[k]), *part
 
 
-def describe(classes, y, logits) -> list:
+def describe(task, y, logits) -> list:
     """The predictions for an image as data."""
     if y.dim() > 1:
-        counts = (y != 255) | (len(classes) > 255)  # masks are 255 where a pixel does not count
-        hits = (logits.argmax(1) == y)[counts]
+        hits = (logits.argmax(1) == y)[y != task.ignored]
         return [{"accuracy": hits.double().mean().item() if len(hits) else None}]
     records = []
     for target, p, said in zip(y.tolist(), logits.softmax(1), logits.argmax(1).tolist()):
-        best = {classes[k]: p[k].item() for k in p.argsort(descending=True)[:5].tolist()}
-        known = {"truth": classes[target], "correct": said == target} if target >= 0 else {}
+        best = {task.classes[k]: p[k].item() for k in p.argsort(descending=True)[:5].tolist()}
+        known = {"truth": task.classes[target], "correct": said == target} if target >= 0 else {}
         records.append({"classes": best, **known})
     return records
 
@@ -311,14 +310,14 @@ def draw_predictions(run: Path, path, args):
     result = genotypes.read_result(run / "result.json")
     meter, rows, records = utils.Meter(task), [], []
     for name, image, x, y, logits in predict(network, task, result, args):
-        records.append({"image": name, "predictions": describe(task.classes, y, logits)})
+        records.append({"image": name, "predictions": describe(task, y, logits)})
         if not args.files:
             meter.update(task.loss(logits, y), logits, y)
         if args.json:
             continue
         texts, said = map(caption, records[-1]["predictions"]), logits.argmax(1)
         row = [] if task.targets == "labels" else captioned([image[0].permute(1, 2, 0)], ["image"])
-        if y.dim() > 1 and (y != 255).any():
+        if y.dim() > 1 and (y != task.ignored).any():
             row += captioned(task.show(x, y)[-1:], ["truth"])
         answer = task.show(task.undo(x, said), said)
         rows.append(row + captioned(answer[-1:] if y.dim() > 1 else answer, [*texts]))

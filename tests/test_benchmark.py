@@ -25,6 +25,7 @@ ROWS = {  # of each part; memory is measured on Linux alone
 }
 
 
+@pytest.mark.slow
 def test_kernels_of_a_search_step():
     ours, baseline, _ = benchmark.count_kernels(benchmark.CIFAR)
     assert ours <= 0.25 * baseline

@@ -200,6 +200,7 @@ def read(path):
         return ""
 
 
+@pytest.mark.slow
 def test_errors_of_torchrun_runs(tmp_path):
     argv = ["search.py", *ranks.SMALL, "--limit", "40", "--out", tmp_path / "s"]
     err = finished(torchrun(2, *argv, "--batch_size", "9"), code=1)

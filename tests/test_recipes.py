@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,6 +87,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *tests]))
 """
 
 
+@pytest.mark.slow
 def test_a_task_two_ops_and_a_data_set_of_ones_own(tmp_path):
     (tmp_path / "tests").mkdir()
     for path in [*ROOT.glob("*.py"), *ROOT.glob("pyproject.toml"), *ROOT.glob("tests/*.py")]:

@@ -302,6 +302,7 @@ def my_photos(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_search_on_a_flat_folder(tmp_path, capsys, my_photos):
     argv = ["--dataset folder --data", my_photos, "--epochs 1 --out"]
     with pytest.raises(cli.InputError, match="needs labels"):
@@ -341,7 +342,9 @@ STATEFUL = {
 }
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "script", [pytest.param(search, marks=pytest.mark.slow), train], ids=["search", "train"]
+)
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, script):
     argv = STATEFUL[script]
     run(script, argv, "--out", tmp_path / "whole")
@@ -391,6 +394,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, capsys, scr
         assert (killed / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @BOTH
 def test_sigterm_within_an_epoch(tmp_path, monkeypatch, capsys, script):
     """The signal arrives in the third or last step of the second epoch; the run ends after it, and
@@ -586,7 +590,7 @@ def test_accumulated_parts_are_the_batch(tmp_path, monkeypatch):
 
 
 @BOTH
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_mixed_precision(tmp_path, script, amp):
     """The first step's loss; then fp16 leaves out a step or two, until its scale fits."""
     first = []

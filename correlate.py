@@ -1,4 +1,4 @@
-"""How well does one task's ranking of architectures predict another's? (Sec. 4, Fig. 2-5)
+"""How well does one task's ranking of architectures predict another's? Fig. 2-5 of the paper.
 
 Reads every result.json below the folders, or sweep_summary.json of the paper's public release;
 NAME=FOLDER calls the data set NAME. Writes OUT/report.md, OUT/correlations.json and the figures.

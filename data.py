@@ -283,7 +283,7 @@ def add_arguments(group):
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="shapes", help="shapes is embedded")
     add("--data", type=cli.path, metavar="PATH", help="the images; cifar10 is downloaded there")
-    add("--limit", type=at_least(2, int), metavar="N", help="a fixed choice of N images a part")
+    add("--limit", type=at_least(2, int), metavar="N", help="a fixed choice of N images per part")
     add("--size", type=at_least(1, int), metavar="PIXELS", help="side of the images or crops")
 
 

@@ -70,7 +70,7 @@ def middle(W, H, w, h, size):
 
 def photo_crop(W, H, view, rng):
     """ImageNet: a random area, evaluated on the middle of the image scaled to 256 for 224; for
-    tiles (Sec. 3.2) a window of 255 of the image scaled to 256, at other sizes likewise."""
+    tiles a window of 255 of the image scaled to 256, at other sizes likewise."""
     if view.crop == "area" and rng is not None:
         return random_area(W, H, view.size, rng)
     scale = (view.size + 1 if view.crop == "window" else round(view.size * 8 / 7)) / min(W, H)

@@ -1,6 +1,6 @@
 """The tasks: classification (cls), segmentation (seg) and, without labels, rotation (rot),
-colorization (col) and jigsaw puzzles (jig). Sec. 3.2 of the paper; where its text is silent we
-follow the official code, but evaluation draws nothing at random, so that it repeats exactly.
+colorization (col) and jigsaw puzzles (jig). Where the paper is silent we follow the official code,
+but evaluation draws nothing at random, so that it repeats exactly.
 
 A task owns all that depends on it: the network's input, classes, head, loss and metric. `prepare`
 turns a batch of uint8 images into network inputs and targets, on the batch's device and for the
@@ -217,8 +217,8 @@ class Colorization(Task):
 
 
 class Jigsaw(Task):
-    """Which permutation a grid of tiles was shuffled by, 2x2 on CIFAR-10 and 3x3 elsewhere: tile k
-    stands in slot perm[k]. Noroozi & Favaro 2016."""
+    """Which permutation a grid of tiles was shuffled by, 2x2 with the CIFAR stem and 3x3 otherwise:
+    tile k stands in slot perm[k]. Noroozi & Favaro 2016."""
 
     classifies_inputs, crop = False, "window"
     gray_probability = 0.3

@@ -1,4 +1,4 @@
-"""Train many random architectures on many tasks: the sample-based study (Sec. 3 of the paper).
+"""Train many random architectures on many tasks: the sample-based experiments.
 
 Options that --help does not list go to train.py. Writes OUT/archs.json and
 OUT/<task>/<id>_s<seed>/result.json, which correlate.py reads. The same command again does what is
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("run").add_argument
     add("--out", type=cli.path, metavar="DIR", help="default: runs/sample_SPACE_DATASET")
-    add("--shard", metavar="I/N", default="0/1", help="train every N-th, on disks without locks")
+    add("--shard", metavar="I/N", default="0/1", help="train every N-th alone, from the I-th on")
     add("--status", type=cli.path, metavar="DIR", help="show how far the sweep in DIR is, and stop")
     args, args.train_argv = parser.parse_known_args(argv)
     i, _, n = args.shard.partition("/")

@@ -1,4 +1,4 @@
-"""Search a cell with DARTS or PC-DARTS, with or without labels (Sec. 4 of the paper).
+"""Search a cell with DARTS or PC-DARTS, with or without labels: the search-based experiments.
 
 One half of the training images trains the weights of the supernet, the other half its alphas, in
 turns, first order. Writes genotype.json after every epoch, which train.py trains, and at the end
@@ -69,16 +69,16 @@ def parse_args(argv=None):
     add("--stem", choices=list(ops.STEMS), help="full or 1/8 resolution (default: by --size)")
     add = parser.add_argument_group("optimiser").add_argument
     add("--epochs", type=at_least(1, int), help="passes over the images for the weights")
-    add("--batch_size", type=at_least(2, int), help="images per step of each half, of all ranks")
+    add("--batch_size", type=at_least(2, int), help="images per step and half, over all ranks")
     add("--lr", type=at_least(0), help="of the weights: SGD, momentum 0.9, cosine by epoch")
     add("--weight_decay", type=at_least(0), help="of the weights")
     add("--grad_clip", type=at_least(0), help="largest norm of the weights' gradient; 0: any")
     add("--alpha_lr", type=at_least(0), help="of the alphas: Adam, weight decay 1e-3")
     add("--alpha_start", type=at_least(0, int), help="epochs before the first alpha step")
     add = parser.add_argument_group("collapse to skip connections").add_argument
-    add("--max_skips", type=at_least(0, int), metavar="N", help="of a normal cell; the weakest go")
+    add("--max_skips", type=at_least(0, int), metavar="N", help="in a normal cell; the weakest go")
     add("--stop_skips", type=at_least(1, int), metavar="N", help="stop at N in the normal cell")
-    add("--stop_stable", type=at_least(1, int), metavar="N", help="stop after N epochs of one cell")
+    add("--stop_stable", type=at_least(1, int), metavar="N", help="stop if cells hold for N epochs")
     runs.add_arguments(parser.add_argument_group("run"))
     row = table_row(DEFAULTS, *chosen.values())
     parser.set_defaults(grad_clip=5.0, max_skips=8, **chosen, **row)

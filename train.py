@@ -1,5 +1,5 @@
-"""Train one architecture from scratch on one task and evaluate it after every epoch (Sec. 3 and 4
-of the paper). Writes result.json at the end.
+"""Train one architecture from scratch on one task and evaluate it after every epoch. Writes
+result.json at the end.
 
     python train.py --arch runs/search_shapes_rot_s0/genotype.json   # a found cell, on a CPU
     python train.py --arch darts_v2 --dataset cifar10 --data data/   # as DARTS evaluates a cell
@@ -22,10 +22,10 @@ import pretext
 import runs
 import utils
 
-# The evaluation phase (Sec. 4, on CIFAR-10 that of DARTS) and the sample-based study (Sec. 3.3),
-# whose settings also serve where the paper has none. shapes: minutes on two CPU cores. The first
-# row that fits a run counts, `*` fits all (the last rows are for CIFAR-10 and folders). A size of
-# None is that of the images; with max_macs the width is the largest within.
+# The paper's evaluation phase (on CIFAR-10 that of DARTS) and its sample-based experiments, whose
+# settings also serve where it has none. shapes: minutes on two CPU cores. The first row that fits a
+# run counts, `*` fits all (the last rows are for CIFAR-10 and folders). A size of None is that of
+# the images; with max_macs the width is the largest within.
 # fmt: off
 BOTH = "imagenet imagenet22k"
 PLAIN = None, 0, True, 0.0, 0.0, 0.0, 0, 0.0  # the last eight columns of the sample-based study
@@ -74,7 +74,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--arch", required=True, help="a name (darts_v2), a file, archs.json:ID or Genotype(...)")
     add("--task", choices=list(pretext.TASKS), help="cls needs labels, seg masks")
-    add("--recipe", choices=["evaluation", "sample"], help="settings of Sec. 4 or of Sec. 3")
+    add("--recipe", choices=["evaluation", "sample"], help="to evaluate a found cell or a sample")
     data.add_arguments(parser.add_argument_group("data"))
     group = parser.add_argument_group("model")
     width = group.add_mutually_exclusive_group()

@@ -39,7 +39,7 @@ def parse_args(argv=None):
     add("--json", action="store_true", help="print predictions, of all evaluation images, as JSON")
     add("--tasks", nargs="+", choices=list(pretext.TASKS), help="draw their inputs and targets")
     add("--images", type=cli.at_least(1, int), default=4, help="number (default: %(default)s)")
-    data.add_arguments(parser.add_argument_group("data of --tasks; --data, if a run's has moved"))
+    data.add_arguments(parser.add_argument_group("data for --tasks; --data if a run's has moved"))
     args = parser.parse_args(argv)
     if not args.what and not args.tasks:
         parser.error("what to draw?")

@@ -33,7 +33,7 @@ PAPER_RHO = {  # of a task on CIFAR-10 with classification on ImageNet
     "nasbench101": {"rot": "0.74", "col": "0.69", "jig": "0.79", "cls": "0.80"},
 }
 
-ROW = {"m": int, "mean": NUMBER, "low": NUMBER, "high": NUMBER, "seconds": NUMBER}
+ROW = {"m": int, "mean": NUMBER, "std": NUMBER, "seconds": NUMBER}
 FOUND = {"random_search": [{"objective": str, "target": str, "curve": [ROW]}]}  # shape of the JSON
 
 
@@ -194,15 +194,21 @@ def noise_ceiling(scores):
     return np.sqrt(k * rho / (1 + (k - 1) * rho))
 
 
-@np.errstate(divide="ignore")
+def in_top(scores, k):
+    """Of each of n scores the probability to be among the k highest, ties at random."""
+    above = len(scores) - stats.rankdata(scores, "max")
+    tied = stats.rankdata(scores, "max") - stats.rankdata(scores, "min") + 1
+    return np.clip((k - above) / tied, 0, 1)
+
+
+@np.errstate(invalid="ignore", divide="ignore")
 def compare(x, y, params, sample, ceiling) -> dict:
     """How well x predicts y, also at the same number of parameters, which may be NaN, and without
     the noise of trainings: rho corrected for attenuation, over the product of the noise ceilings of
     x and y. `sample`: the architectures of each sample of the bootstrap, (samples, n); `ceiling`:
     the product, then in each sample, (1 + samples,)."""
     n, rhos = len(x), rank_correlation(x[sample], y[sample])
-    best_x, best_y = np.argsort(-x, kind="stable"), np.argsort(-y, kind="stable")
-    k, half = max(1, round(n / 10)), best_y[: (n + 1) // 2]
+    k, half = max(1, round(n / 10)), np.argsort(-y, kind="stable")[: (n + 1) // 2]
     fewer = [sample[:, : 2**k] for k in range(2, (n - 1).bit_length())]
     growth = [[few.shape[1], *interval(rank_correlation(x[few], y[few]))] for few in fewer]
     return {
@@ -212,9 +218,9 @@ def compare(x, y, params, sample, ceiling) -> dict:
         "rho_intervals_of_n": [*growth, [n, *interval(rhos)]],
         "true_rho": rank_correlation(x, y) / ceiling[0],
         "true_rho_interval": interval(rhos / ceiling[1:]),
-        "p": stats.spearmanr(x, y).pvalue,
+        "p": stats.spearmanr(x, y).pvalue if n >= 10 else math.nan,  # its formula needs many
         "tau": stats.kendalltau(x, y).statistic,
-        "top10_overlap": len(np.intersect1d(best_x[:k], best_y[:k])) / k,
+        "top10_overlap": (in_top(x, k) * in_top(y, k)).sum() / k,
         "rho_best_half": rank_correlation(x[half], y[half]),
         "partial_rho": partial_correlation(x, y, params),
         "partial_rho_interval": interval(partial_correlation(x[sample], y[sample], params[sample])),
@@ -223,36 +229,31 @@ def compare(x, y, params, sample, ceiling) -> dict:
 
 def best_of(proxy, target, sizes):
     """For each size m, mean and standard deviation of the target of the best by the proxy among m
-    architectures, over all draws of m of the n without replacement; proxy and target (..., n)."""
-    high = stats.rankdata(proxy, "max", axis=-1).astype(int)
-    low = stats.rankdata(proxy, "min", axis=-1).astype(int) - 1
-    ranks = np.arange(proxy.shape[-1] + 1)
+    architectures, over all draws of m of the n without replacement."""
+    high = stats.rankdata(proxy, "max").astype(int)
+    low = stats.rankdata(proxy, "min").astype(int) - 1
+    ranks = np.arange(len(proxy) + 1)
     for m in sizes:
         ways = special.gammaln(ranks + 1) - special.gammaln(ranks - m + 1)
         below = np.exp(ways - ways[-1])  # probability that all m are among the lowest
         weights = (below[high] - below[low]) / (high - low)  # of each to win, ties at random
-        mean = (weights * target).sum(-1)
-        yield mean, np.sqrt((weights * (target - mean[..., None]) ** 2).sum(-1))
+        mean = (weights * target).sum()
+        yield mean, np.sqrt((weights * (target - mean) ** 2).sum())
 
 
-def random_search(proxy, target, seconds, sample) -> list:
+def random_search(proxy, target, seconds) -> list:
     """Fig. 5, which the paper estimates by ceil(n / m) draws of m = 1, 2, 4, ... < n architectures:
-    what a search finds that trains m random ones on the proxy and takes the best, with the 95%
-    interval of the mean over samples of architectures, and its cost."""
+    what a search finds that trains m random ones on the proxy and takes the best, and its cost."""
     sizes = [2**k for k in range((len(proxy) - 1).bit_length())]
-    found, samples = best_of(proxy, target, sizes), best_of(proxy[sample], target[sample], sizes)
-    rows = [
-        (m, mean, std, *interval(means), m * seconds)
-        for m, (mean, std), (means, _) in zip(sizes, found, samples)
-    ]
-    return [dict(zip(("m", "mean", "std", "low", "high", "seconds"), row)) for row in rows]
+    rows = zip(sizes, best_of(proxy, target, sizes))
+    return [dict(m=m, mean=mean, std=std, seconds=m * seconds) for m, (mean, std) in rows]
 
 
 def analyse(space, columns, args) -> dict:
     """Every number about a space."""
     table, notes = common_table(space, columns)
     scores = {a: of_seeds(column, "score") for a, column in table.items()}
-    means = {a: values.mean(0) for a, values in scores.items()}
+    means = {a: values.mean(0).round(9) for a, values in scores.items()}  # equal ones are ties
     n = len(next(iter(means.values())))
     sample = np.random.default_rng(args.seed).integers(n, size=(args.bootstrap, n))
     ceilings = {
@@ -268,7 +269,7 @@ def analyse(space, columns, args) -> dict:
         compared.append({"x": a.rsplit(" ", 1), "y": b.rsplit(" ", 1), **rhos})
     for b, a in product(targets, table):
         seconds = of_seeds(table[a], "seconds").sum(0).mean()
-        curve = random_search(means[a], means[b], seconds, sample)
+        curve = random_search(means[a], means[b], seconds)
         searches.append({"proxy": a, "target": b, "curve": curve})
         searches[-1]["objective"] = "{task} on {dataset}".format(**[*table[a][0].values()][0])
     return {
@@ -308,7 +309,7 @@ def draw_experiments(space, numbers):
     interval that it would have with fewer architectures."""
     targets, curves = list(dict.fromkeys(s["target"] for s in numbers["random_search"])), []
     for search in numbers["random_search"]:
-        m, mean, std, _, _, seconds = np.transpose([[*row.values()] for row in search["curve"]])
+        m, mean, std, seconds = np.transpose([[*row.values()] for row in search["curve"]])
         found = mean, mean - 2 * std, mean + 2 * std
         curves.append(("architectures drawn", search["proxy"], search["target"], m, *found))
         if np.isfinite(seconds).all():
@@ -369,7 +370,8 @@ def report_lines(space, numbers) -> list:
     for pair in numbers["pairs"]:
         x, y = pair["x"], pair["y"]
         row = [" ".join(x), " ".join(y), format_rho(pair["rho"], pair["rho_interval"])]
-        row += [paper_rho(space, x, y), f"{pair['p']:.2g}", f"{pair['tau']:.2f}"]
+        p = f"{pair['p']:.2g}" if math.isfinite(pair["p"]) else None
+        row += [paper_rho(space, x, y), p, f"{pair['tau']:.2f}"]
         row += [f"{pair['top10_overlap']:.2f}", format_rho(pair["rho_best_half"])]
         for name in ("partial_rho", "true_rho"):
             row.append(format_rho(pair[name], pair[f"{name}_interval"]))
@@ -379,11 +381,11 @@ def report_lines(space, numbers) -> list:
     rows = []
     for search in numbers["random_search"]:
         curve, row = search["curve"], [search["proxy"], search["target"]]
-        row += [format_rho(found["mean"], [found["low"], found["high"]]) for found in curve]
+        row += [f"{found['mean']:.2f} ± {found['std']:.2f}" for found in curve]
         seconds = curve[0]["seconds"]
         rows.append([*row, cli.format_seconds(seconds) if math.isfinite(seconds) else None])
     if rows:
-        head = ["the best by", "its accuracy on", *(f"of {found['m']} [95%]" for found in curve)]
+        head = ["the best by", "its accuracy on", *(f"of {found['m']}, ± std" for found in curve)]
         lines += cli.markdown_table([*head, "training of one"], rows)
     return lines
 

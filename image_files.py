@@ -133,7 +133,7 @@ def read_rgb(path, crop, whites):
 def to_rgb(image, whites):
     if image.mode[0] in whites:  # `convert` would clip at 255
         pixels = wide_pixels(image) * (255 / whites[image.mode[0]])
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
     elif image.mode[0] in "IF":
         raise ValueError(f"of mode {image.mode}, unlike all images that the scale was taken from")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -287,12 +287,14 @@ def list_images(root):
 
     walk = os.walk(root, onerror=skip, followlinks=True)
     for folder, inner, names in progress(walk, f"{os.fsdecode(root)}: folders listed"):
-        inner[:] = sorted(name for name in inner if not name.startswith(b"."))
+        shown = sorted(name for name in inner if not name.startswith(b"."))
+        hidden, inner[:] = len(inner) - len(shown), shown
         if (inode := os.stat(folder)[1:3]) in visited:  # and its device
             others["links to folders seen before"] += 1
             inner.clear()
             continue
         visited.add(inode)
+        others["hidden folders"] += hidden
         others["empty folders"] += not inner and not names
         top = folder[len(root) :].replace(os.fsencode(os.sep), b"/") + b"/"
         for name in progress(sorted(names), f"{os.fsdecode(folder)}: files listed"):

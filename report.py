@@ -51,8 +51,8 @@ def find(folders, name) -> list:
 
 
 def add_titles(searches):
-    """Adds "group" and "title" to each search. Other settings for one objective are a group of
-    their own, with a number; what is still called alike has the name of its folder, too."""
+    """Adds "group" and "title" to each search. Other settings, or images, for one objective are a
+    group of their own, with a number; what is still called alike has its folder, too."""
     settings, titles = {}, Counter()
     for search in searches.values():
         found = settings.setdefault(objective(search["meta"]), [])
@@ -65,9 +65,10 @@ def add_titles(searches):
             search["group"] += f", settings {1 + found.index(recipe(meta))}"
         search["title"] = f"{search['group']}, seed {meta['seed']}"
         titles[search["title"]] += 1
+    top = os.path.commonpath([path.parents[1] for path in searches]) if searches else ""
     for path, search in searches.items():
         if titles[search["title"]] > 1:
-            search["title"] += f", {path.parent.name}"
+            search["title"] += f", {path.parent.relative_to(top).as_posix()}"
 
 
 def hardware(run):
@@ -82,7 +83,7 @@ def recipe(run) -> str:
 
 def describe(result, searches):
     """(group, name, key in PAPER, seconds of the search) of a trained cell"""
-    arch = result["args"]["arch"]
+    arch, cell = result["args"]["arch"], genotypes.parse_arch(result, "")
     for path, search in searches.items():
         same_name = genotypes.short_name(str(path)) == result["arch"]
         if same_name and search["genotype"] == result["genotype"]:
@@ -90,8 +91,8 @@ def describe(result, searches):
             group = "with labels" if meta["task"] in ("cls", "seg") else "without labels"
             paper = "unnas_{1}_{0}".format(*objective(meta).split(" on "))
             return group, search["title"], paper, meta["seconds"]
-    if arch in genotypes.CELLS:
-        return "published", arch, arch, None
+    if result["arch"] in genotypes.CELLS and cell == genotypes.named_cell(result["arch"]):
+        return "published", result["arch"], result["arch"], None
     group = "random" if "archs.json:" in arch else "other"  # as sample.py writes it
     return group, f"{group} {result['arch']}", None, None
 
@@ -180,8 +181,8 @@ def random_search(meta, found) -> str:
         rows = [row for row in random["curve"] if row["seconds"] <= limit]
         same = random["objective"] == objective(meta).split(",")[0]  # whatever the partial channels
         if rows and same:
-            best, text = rows[-1], f"{random['target']} "
-            text += correlate.format_rho(best["mean"], [best["low"], best["high"]])
+            best = rows[-1]
+            text = f"{random['target']} {best['mean']:.2f} ± {best['std']:.2f}"
             text += f", {best['m']} in {cli.format_seconds(best['seconds'])}"
             texts.append(f"{text} (any one: {rows[0]['mean']:.2f})")
     return "; ".join(texts) or None

@@ -176,9 +176,10 @@ def status(folders) -> str:
     times = sorted(path.stat().st_mtime for path in existing("result.json", folders))
     failed = len(existing("failed.json", folders))
     left, last = len(folders) - len(times) - failed, times[-20:]  # of all processes together
+    gaps = sorted(after - before for before, after in zip(last, last[1:]))[:-1]  # without a pause
     text = f"{len(times)} done, {failed} failed, {left} left of {len(folders)}"
-    if len(last) > 1:
-        hours = (last[-1] - last[0]) / (len(last) - 1) / 3600
+    if gaps:
+        hours = sum(gaps) / len(gaps) / 3600
         text += f"; {left * hours:.1f} hours left at the pace of the last {len(last)}"
     return text
 

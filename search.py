@@ -127,7 +127,8 @@ def main(args):
 
     # --- loop
     w_meter, alpha_meter = utils.Meter(task), utils.Meter(task)
-    run.identify(split=data.split_hash(train_set, w_split, alpha_split), ops=genotypes.PRIMITIVES)
+    split = data.split_hash(train_set, w_split, alpha_split)
+    run.identify(split=split, files=data.split_hash(train_set), ops=genotypes.PRIMITIVES)
     parts = {"supernet": supernet, "alphas": torch.nn.ParameterList(arch)}
     parts |= {"w_optimizer": w_optimizer, "alpha_optimizer": alpha_optimizer, "scaler": scaler}
     meters = {"w": w_meter, "alpha": alpha_meter}

@@ -157,6 +157,13 @@ def test_intervals_treat_searches_as_what_varies():
     margin = stats.t.ppf(0.975, 2) * np.hypot(stats.sem(x[:2]), stats.sem(x[2:]))
     assert mean == pytest.approx(np.full((2, 4), 0.4))
     assert high - mean == pytest.approx(np.full((2, 4), margin))
+    of_seeds = table.copy()  # of the seeds 0, 1 and 0, 1: two pairs, each in both groups
+    of_seeds[[0, 1], [2, 3]] = np.nan
+    of_seeds[0, 3], of_seeds[1, 2] = 0.30, 0.34
+    mean, (low, high) = likeness.mean_over_pairs(of_seeds, [0, 1], [2, 3])
+    margin = stats.t.ppf(0.975, 1) * 2**0.5 * stats.sem([0.30, 0.34])
+    assert high - mean == pytest.approx(np.full((2, 4), margin))
+    assert mean == pytest.approx(np.full((2, 4), 0.32))
     for a, b in (([0, 1], [0, 1]), ([0], [1, 2, 3])):  # of one pair or of one search: unknown
         mean, limits = likeness.mean_over_pairs(table, a, b)
         assert np.isfinite(mean).all() and np.isnan(limits).all()

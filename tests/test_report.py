@@ -106,9 +106,7 @@ def made_up(tmp_path):
     write_result(
         tmp_path / "sweep", "pdarts", "pdarts", 0, 99
     )  # for correlate.py, not for the page
-    curve = [
-        {"m": m, "mean": 48 + m, "low": 48, "high": 50.5, "seconds": 30 * m} for m in (1, 2, 4)
-    ]
+    curve = [{"m": m, "mean": 48 + m, "std": 1.25, "seconds": 30 * m} for m in (1, 2, 4)]
     random = {"objective": "rot on imagenet", "target": "A cls", "curve": curve}
     write(
         tmp_path / "correlation" / "correlations.json",
@@ -130,8 +128,8 @@ def test_report(made_up, capsys):
         "| without labels | rot on imagenet, seed 0 | 70.50 ± 0.71 | 2 | 5.000 | 600.0 | 40 | 1:40 "
         "| 0:10 | 75.8 ± 0.18 |",
         "| published | darts_v2 | 60.00 | 1 | 5.000 | 600.0 | 40 | - | 0:10 | 74.9 ± 0.08 |",
-        "| rot on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | A cls 50.00 [48.00, "
-        "50.50], 2 in 1:00 (any one: 49.00) |",
+        "| rot on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | A cls 50.00 ± 1.25"
+        ", 2 in 1:00 (any one: 49.00) |",
         "| cls on imagenet, seed 0 | 2/2 | - | - | - | 0 / 1 | 5 / 3 | 1:40 | - |",
         "## Rank correlations\n\n### DARTS\n\n| 0.50 [-0.10, 0.80] |\n",
         "Cells of one group vary by 1.41, so that differences between groups below 22.01 cannot be "
@@ -298,9 +296,27 @@ def test_searches_with_other_settings_are_another_group(tmp_path):
     text = (tmp_path / "report.md").read_text()
     titles = re.findall(r"^\| (rot on [^|]*) \| 2/2 \|", text, re.M)
     one, two = "rot on imagenet, settings 1", "rot on imagenet, settings 2"
-    ends = [f"{one}, seed 0", f"{one}, seed 1", f"{two}, seed 0, c", f"{two}, seed 0, d"]
+    ends = [f"{one}, seed 0", f"{one}, seed 1", f"{two}, seed 0, c/c", f"{two}, seed 0, d/d"]
     assert titles == ends and f"Settings of {two}: task rot," in text
     assert f"| ops in common | {one} | {two} |" in text
+
+
+def test_searches_in_folders_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        write_search(tmp_path / folder, "rot", "darts_v2")
+    report.main(report.parse_args([str(tmp_path / "a"), str(tmp_path / "b")]))
+    text = (tmp_path / "a" / "report.md").read_text()
+    for folder in ("a", "b"):
+        assert f"| rot on imagenet, seed 0, {folder}/search_rot | 2/2 |" in text
+
+
+def test_published_cells_of_a_list(tmp_path):
+    """By their names, if they are these cells."""
+    write_result(tmp_path, "archs.json:pdarts", "pdarts", 0, 60)
+    write_result(tmp_path, "archs.json:darts_v1", "nasnet", 0, 50)
+    report.main(report.parse_args([str(tmp_path)]))
+    text = (tmp_path / "report.md").read_text()
+    assert "| published | pdarts | 60.00 |" in text and "| random | random darts_v1 | 50" in text
 
 
 def test_lower_is_better(tmp_path):

@@ -432,6 +432,17 @@ def test_a_failure_in_one_rank_lets_the_others_finish(tmp_path, archs):
         assert trained(done.stdout).count("cls wide seed 1") == 1
 
 
+def test_hours_left_without_the_largest_pause(tmp_path):
+    folders = {tmp_path / str(k): None for k in range(100)}
+    for k in range(21):
+        (tmp_path / str(k)).mkdir()
+        path = tmp_path / str(k) / "result.json"
+        path.write_text("{}")
+        when = 1e9 + 180 * k + 36_000 * (k == 20)
+        os.utime(path, (when, when))
+    assert sample.status(folders).startswith("21 done, 0 failed, 79 left of 100; 4.0 hours left")
+
+
 @pytest.mark.parametrize("argv", ["--status", "--help"])
 def test_status_and_help_need_no_torch(tmp_path, argv):
     cell = to_cell([(0, 1)], ["input", "output"])

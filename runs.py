@@ -137,6 +137,7 @@ class Run:
         """The epochs that are left; they count from 1."""
         for epoch in range(self.epochs_done + 1, self.args.epochs + 1):
             self.epoch_started = time.time()
+            self.printed = self.epoch_started, self.steps_done
             yield epoch
 
     def after_step(self):
@@ -298,13 +299,14 @@ class Run:
                 file.write(json.dumps(values, allow_nan=False) + "\n")
 
     def print_progress(self):
-        """Where the run is, how fast, and how much time is left."""
+        """Where the run is, how fast since the last line, and how much time is left."""
         metrics = next(iter(self.meters.values())).result()
         epoch, step, steps = self.epochs_done + 1, self.steps_done, self.steps
-        started, steps_before = self.started
-        done = self.epochs_done * steps + step
-        rate = (done - steps_before) / (time.time() - started)
-        speed, left = rate * self.args.batch_size, (self.args.epochs * steps - done) / rate
+        now, done = time.time(), self.epochs_done * steps + step
+        (started, steps_before), (printed, step_before) = self.started, self.printed
+        speed = (step - step_before) * self.args.batch_size / max(1e-3, now - printed)
+        left = (self.args.epochs * steps - done) * (now - started) / (done - steps_before)
+        self.printed = now, step
         where = f"epoch {epoch}/{self.args.epochs}  step {step}/{steps}  {format_metrics(metrics)}"
         self.print(f"{where}  {speed:.3g} images/s  {format_seconds(left)} left")
         self.write_log(epoch=epoch, step=step, **metrics, images_per_second=round(speed, 1))

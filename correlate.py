@@ -196,9 +196,8 @@ def noise_ceiling(scores):
 
 def in_top(scores, k):
     """Of each of n scores the probability to be among the k highest, ties at random."""
-    above = len(scores) - stats.rankdata(scores, "max")
-    tied = stats.rankdata(scores, "max") - stats.rankdata(scores, "min") + 1
-    return np.clip((k - above) / tied, 0, 1)
+    high, low = stats.rankdata(scores, "max"), stats.rankdata(scores, "min") - 1
+    return np.clip((k - len(scores) + high) / (high - low), 0, 1)
 
 
 @np.errstate(invalid="ignore", divide="ignore")

@@ -289,19 +289,22 @@ class Segmentation(Task):
         if train:
             x, y = random_flip(x, y)
         else:  # to 1025 x 2049, as the paper: positions at stride 8 start and end at the edges
-            x, y = F.pad(x, (0, 1, 0, 1)), F.pad(y, (0, 1, 0, 1), value=255)
+            x, y = F.pad(x, (0, 1, 0, 1)), F.pad(y, (0, 1, 0, 1), value=self.ignored)
         return x, y  # (B, 3, H, W), (B, H, W)
 
     def head(self, C):
         return ASPPHead(C, self.num_classes, self.channels, self.rates)
 
     def loss(self, logits, targets, label_smoothing=0.0):
-        total = super().loss(logits, targets, label_smoothing, ignore_index=255, reduction="sum")
-        return total / (targets != 255).sum().clamp(min=1)  # 0 where no pixel counts, not NaN
+        counted = dict(ignore_index=self.ignored, reduction="sum")
+        total = super().loss(logits, targets, label_smoothing, **counted)
+        return total / (targets != self.ignored).sum().clamp(
+            min=1
+        )  # 0 where no pixel counts, not NaN
 
     def score(self, logits, targets):
         """The confusion matrix (true, predicted), flat, and the number of pixels that count."""
-        n, valid = self.num_classes, targets != 255
+        n, valid = self.num_classes, targets != self.ignored
         pairs = torch.where(valid, targets * n + logits.argmax(1), n * n).flatten()
         counts = torch.zeros(n * n + 1, dtype=torch.int64, device=pairs.device)
         counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for the GPU

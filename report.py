@@ -27,7 +27,8 @@ from genotypes import objective
 # fmt: off
 TARGETS = ["cls on imagenet", "seg on cityscapes"]  # what the cells of PAPER are trained for
 PAPER = {  # ± standard deviation where it is known
-    "unnas_imagenet_cls": ("76.3 ± 0.06", "73.6 ± 0.31"), "unnas_imagenet22k_cls": ("75.9", "72.4"),
+    "unnas_imagenet_cls": ("76.3 ± 0.06", "73.6 ± 0.31"),
+    "unnas_imagenet22k_cls": ("75.9", "72.4"),
     "unnas_imagenet_rot": ("75.8 ± 0.18", "73.6"), "unnas_imagenet22k_rot": ("75.7", "72.9"),
     "unnas_imagenet_col": ("75.7 ± 0.12", "72.2"), "unnas_imagenet22k_col": ("75.9", "73.6"),
     "unnas_imagenet_jig": ("75.9 ± 0.15", "73.1"), "unnas_imagenet22k_jig": ("75.9", "73.1"),
@@ -83,7 +84,7 @@ def recipe(run) -> str:
 
 def describe(result, searches):
     """(group, name, key in PAPER, seconds of the search) of a trained cell"""
-    arch, cell = result["args"]["arch"], genotypes.parse_arch(result, "")
+    arch, name = result["args"]["arch"], result["arch"]
     for path, search in searches.items():
         same_name = genotypes.short_name(str(path)) == result["arch"]
         if same_name and search["genotype"] == result["genotype"]:
@@ -91,8 +92,9 @@ def describe(result, searches):
             group = "with labels" if meta["task"] in ("cls", "seg") else "without labels"
             paper = "unnas_{1}_{0}".format(*objective(meta).split(" on "))
             return group, search["title"], paper, meta["seconds"]
-    if result["arch"] in genotypes.CELLS and cell == genotypes.named_cell(result["arch"]):
-        return "published", result["arch"], result["arch"], None
+    cell = genotypes.named_cell(name) if name in genotypes.CELLS else None
+    if genotypes.parse_arch(result, arch) == cell:  # also if it comes from a list
+        return "published", name, name, None
     group = "random" if "archs.json:" in arch else "other"  # as sample.py writes it
     return group, f"{group} {result['arch']}", None, None
 

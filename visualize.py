@@ -238,7 +238,7 @@ def draw_tasks(args, path):
 
 def predict(network, task, result, args):
     """Of image files, or of a run's evaluation images, all for --json and else a few: yields the
-    name of each, itself, its inputs, targets (-1 or 255 where unknown) and logits."""
+    name of each, itself, its inputs, targets (task.ignored where unknown) and logits."""
     import torch
 
     import data
@@ -263,10 +263,10 @@ def predict(network, task, result, args):
     autocast, _ = utils.precision(device, saved.amp)
     for images, targets, index in data.batches(test, view, batch_size, device, some):
         if args.files and task.targets == "masks":
-            targets = torch.full_like(images[:, 0], 255)
+            targets = torch.full_like(images[:, 0], task.ignored)
         x, y = task.prepare(images, targets, index, train=False)
         if args.files and task.classifies_inputs:  # the image as it is, of any class
-            x, y = x[:1], torch.tensor([-1], device=device)
+            x, y = x[:1], torch.tensor([task.ignored], device=device)
         with torch.inference_mode(), autocast:
             logits = network(x).float()
         parts = (part.chunk(len(images)) for part in (images, x, y, logits))
@@ -282,8 +282,9 @@ def describe(task, y, logits) -> list:
     records = []
     for target, p, said in zip(y.tolist(), logits.softmax(1), logits.argmax(1).tolist()):
         best = {task.classes[k]: p[k].item() for k in p.argsort(descending=True)[:5].tolist()}
-        known = {"truth": task.classes[target], "correct": said == target} if target >= 0 else {}
-        records.append({"classes": best, **known})
+        records.append({"classes": best})
+        if target != task.ignored:
+            records[-1] |= {"truth": task.classes[target], "correct": said == target}
     return records
 
 

@@ -109,6 +109,18 @@ def mean_scores(table):
     return {arch: statistics.mean(found[seed] for seed in seeds) for arch, found in table.items()}
 
 
+DIFFERENCE = ["difference", "cells", "points [95%]", "without any one", "at equal parameters [95%]"]
+
+
+def difference_row(name, first, second, scores, params, others=None):
+    """By the cells of two groups, or of pairs if there are `others`, all of the second kind."""
+    a, b = (np.array([scores[arch] for arch in group]) for group in (first, second))
+    row = [name, f"{len(a)} pairs" if others else f"{len(a)}, {len(b)}"]
+    row.append(text(paired(a - b) if others else welch(a, b)))
+    row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, bool(others))))
+    return [*row, text(at_equal_size(scores, params, first, others or second))]
+
+
 def compare(rows):
     """Lines about the trainings of one recipe, all cells with the same seeds."""
     table, params = table_of(rows), {row["arch"]: row["params"] for row in rows}
@@ -138,14 +150,9 @@ def compare(rows):
     for name, first, second in differences:
         pairs = second == "random"
         paired_with = [f"like_{arch}" for arch in first] if pairs else second
-        a, b = (np.array([scores[arch] for arch in group]) for group in (first, paired_with))
-        row = [name, f"{len(a)} pairs" if pairs else f"{len(a)}, {len(b)}"]
-        row.append(text(paired(a - b) if pairs else welch(a, b)))
-        row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, pairs)))
-        others = archs["random"] if pairs else second
-        body.append([*row, text(at_equal_size(scores, params, first, others))])
-    head = ["difference", "cells", "points [95%]", "without any one", "at equal parameters [95%]"]
-    lines += cli.markdown_table(head, body)
+        others = archs["random"] if pairs else None
+        body.append(difference_row(name, first, paired_with, scores, params, others))
+    lines += cli.markdown_table(DIFFERENCE, body)
     if len(seeds) > 1:
         within = np.sqrt(np.mean([np.var([*t.values()], ddof=1) for t in table.values()]))
         pairs = combinations(seeds, 2)

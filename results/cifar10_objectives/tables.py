@@ -67,17 +67,6 @@ def objective_table(groups, randoms, scores, params):
     return cli.markdown_table(head, lines)
 
 
-def difference_table(pairs, scores, params):
-    lines = []
-    for name, first, second in pairs:
-        a, b = (np.array([scores[arch] for arch in group]) for group in (first, second))
-        row = [name, f"{len(a)}, {len(b)}", compare.text(compare.welch(a, b))]
-        row.append("{:+.2f} to {:+.2f}".format(*compare.without_one(a, b, False)))
-        lines.append([*row, compare.text(compare.at_equal_size(scores, params, first, second))])
-    head = ["difference", "cells", "points [95%]", "without any one", "at equal parameters [95%]"]
-    return cli.markdown_table(head, lines)
-
-
 def order_lines(groups, scores):
     """Whether the order of the objectives repeats over the seeds of their searches."""
     values = [[scores[arch] for arch in members] for members in groups.values()]  # (4, seeds)
@@ -158,7 +147,8 @@ def main():
         pairs += [(f"without labels{partial} - random", without, randoms)]
         pairs += [(f"found{partial} - random", every, randoms)]
         pairs += [(f"found{partial} - published", every, published)]
-    print("\n".join(difference_table(pairs, scores, params)))
+    rows = [compare.difference_row(*pair, scores, params) for pair in pairs]
+    print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
     for partial in ("", ", partial"):
         if f"cls{partial}" in groups:
             same = {task: groups[task + partial] for task in OBJECTIVES}

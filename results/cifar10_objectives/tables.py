@@ -1,11 +1,14 @@
-"""The tables and the figure of this study, from searches.json and trainings.json; given the folder
-of the searches and that of the trainings, from these, which it writes to both files first.
+"""The tables and figures of this study, from searches.json and trainings.json of each learning rate
+of the alphas; given one of these, the folder of its searches and that of their trainings, it writes
+those two files first.
 
-    PYTHONPATH=.:results/cifar10_cells python results/cifar10_objectives/tables.py [SEARCHES RUNS]
+    export PYTHONPATH=.:results/cifar10_cells
+    python results/cifar10_objectives/tables.py [3e-2 SEARCHES RUNS]
 """
 
 import json
 import sys
+from itertools import combinations, permutations, product
 from pathlib import Path
 
 import cli
@@ -16,6 +19,7 @@ from scipy import stats
 
 import correlate
 import genotypes
+import likeness
 import report
 
 HERE = Path(__file__).parent
@@ -24,12 +28,16 @@ OBJECTIVES = ["cls", "rot", "col", "jig"]
 KEPT = "task dataset seed world_size device date git_commit seconds epoch epochs identity".split()
 
 
-def write_lines(name, rows):
+def folder_of(alpha_lr):
+    return HERE / f"alpha_lr_{alpha_lr}"
+
+
+def write_lines(path, rows):
     lines = ",\n".join(json.dumps(row) for row in rows)
-    cli.write_text(HERE / name, f"[\n{lines}\n]\n")
+    cli.write_text(path, f"[\n{lines}\n]\n")
 
 
-def collect(searches, runs):
+def collect(alpha_lr, searches, runs):
     """searches.json, a list of architectures with the alpha history of each, and trainings.json."""
     entries = []
     for path in sorted(Path(searches).glob("*/genotype.json")):
@@ -44,8 +52,9 @@ def collect(searches, runs):
         arch = genotypes.to_entry(genotypes.parse_arch(search, path))
         name = path.parent.name.removeprefix("search_cifar10_")
         entries.append({"id": name, **arch, "meta": {**kept, "versions": meta["versions"]}})
-    write_lines("searches.json", entries)
-    write_lines("trainings.json", compare.read_runs(runs))
+    folder_of(alpha_lr).mkdir(exist_ok=True)
+    write_lines(folder_of(alpha_lr) / "searches.json", entries)
+    write_lines(folder_of(alpha_lr) / "trainings.json", compare.read_runs(runs))
 
 
 def rows_of(path):
@@ -69,17 +78,50 @@ def objective_table(groups, randoms, scores, params):
 
 def order_lines(groups, scores):
     """Whether the order of the objectives repeats over the seeds of their searches."""
-    values = [[scores[arch] for arch in members] for members in groups.values()]  # (4, seeds)
-    agreement = stats.friedmanchisquare(*values)
-    W = agreement.statistic / (len(values[0]) * (len(values) - 1))
+    values = np.array([[scores[arch] for arch in members] for members in groups.values()])  # (4, 3)
+    ranks = stats.rankdata(values, axis=0).T  # (seeds, objectives)
+
+    def spread(ranks):
+        return np.var(np.sum(ranks, 0))
+
+    seeds, objectives = ranks.shape
+    W = spread(ranks) * 12 / (seeds**2 * (objectives**2 - 1))
+    orders = product(*(permutations(of_seed) for of_seed in ranks[1:]))
+    p = np.mean([spread([ranks[0], *order]) >= spread(ranks) - 1e-9 for order in orders])
     between = stats.f_oneway(*values).pvalue
     rows = []
-    for seed, of_seed in enumerate(zip(*values)):
+    for seed, of_seed in enumerate(values.T):
         order = sorted(zip(of_seed, groups), reverse=True)
         rows.append([seed, " > ".join(f"{name} {value:.2f}" for value, name in order)])
-    text = f"Kendall's W over the seeds {W:.2f} (p {agreement.pvalue:.2f}); differences between"
+    text = f"Kendall's W over the seeds {W:.2f} (p {p:.2f}); differences between"
     text += f" the objectives by analysis of variance: p {between:.2f}."
     return [*cli.markdown_table(["seed of the search", "order"], rows), text, ""]
+
+
+def of_one_objective(searches):
+    """Are searches of one objective more alike than those of two, of other seeds? p: the share of
+    all ways to deal out the objectives to the searches of each seed in which they are so by as
+    much, in the sum of both cells."""
+    by_seed = {}
+    for k, search in enumerate(searches):
+        by_seed.setdefault(search["meta"]["seed"], []).append(k)
+    first, *others = by_seed.values()  # each in the order of the objectives
+    table = likeness.compare(searches)
+
+    def gain(*orders):  # of each seed, the searches of the first objective, the second, ...
+        same = np.zeros(table.shape[:2], bool)
+        for a, b in combinations(orders, 2):
+            same[a, b] = same[b, a] = True
+        return np.nanmean(table[same], 0) - np.nanmean(table[~same], 0)  # (2 cells, measures)
+
+    found = gain(first, *others)
+    chance = np.array([gain(first, *ways) for ways in product(*map(permutations, others))])
+    p = (chance.sum(1) >= found.sum(0) - 1e-9).mean(0)
+    rows = [
+        [name, "{:+.2f} / {:+.2f}".format(*found[:, m]), f"{p[m]:.2f}"]
+        for m, name in enumerate(likeness.MEASURES)
+    ]
+    return cli.markdown_table(["in common", "one objective - two", "p"], rows)
 
 
 def draw(groups, others, scores, params, path):
@@ -117,19 +159,14 @@ def draw(groups, others, scores, params, path):
     cli.save_figure(figure, path)
 
 
-def main():
-    if len(sys.argv) > 1:
-        collect(*sys.argv[1:])
-    searches = cli.read_json(HERE / "searches.json", [{"id": str, "meta": genotypes.META}])
-    cells = rows_of(HERE.parent / "cifar10_cells" / "trainings.json")
-    found = rows_of(HERE / "trainings.json")
+def tables(folder, cells, others):
+    """Prints those of the searches in a folder, draws its figure, and returns the accuracies."""
+    searches = cli.read_json(folder / "searches.json", [{"id": str, "meta": genotypes.META}])
+    found = rows_of(folder / "trainings.json")
     trained = {**cells, **found}
     scores = {arch: max(row["top1"]) for arch, row in trained.items()}
     params = {arch: row["params"] for arch, row in trained.items()}
-    by_group = {group: [] for group in compare.GROUPS}
-    for arch in cells:
-        by_group[compare.group_of(arch)].append(arch)
-    randoms, published = by_group["random"], by_group["without"] + by_group["with"]
+    randoms, published = others
     groups = {}
     for k in (1, 4):
         for task in OBJECTIVES:
@@ -156,7 +193,30 @@ def main():
     report.add_titles({Path("runs", entry["id"], "genotype.json"): entry for entry in searches})
     print("\n".join(report.search_table(searches, [])))
     print("\n".join(report.likeness_tables(searches)))
-    draw(groups, (randoms, published), scores, params, HERE / "cells.png")
+    for k in (1, 4):
+        same = [search for search in searches if search["meta"]["identity"]["partial"] == k]
+        if len({search["meta"]["seed"] for search in same}) > 1:
+            print("\n".join(of_one_objective(same)))
+    draw(groups, others, scores, params, folder / "cells.png")
+    return {arch: scores[arch] for arch in found}
+
+
+def main():
+    if len(sys.argv) > 1:
+        collect(*sys.argv[1:])
+    cells = rows_of(HERE.parent / "cifar10_cells" / "trainings.json")
+    by_group = {group: [] for group in compare.GROUPS}
+    for arch in cells:
+        by_group[compare.group_of(arch)].append(arch)
+    others = by_group["random"], by_group["without"] + by_group["with"]
+    found = {}
+    for alpha_lr in ("3e-3", "3e-2"):
+        print(f"# --alpha_lr {alpha_lr}\n")
+        found[alpha_lr] = tables(folder_of(alpha_lr), cells, others)
+    slow, fast = found.values()  # the same seeds, so the same weights and images to begin with
+    pairs = sorted(slow.keys() & fast.keys())
+    gain = compare.paired(np.array([fast[arch] - slow[arch] for arch in pairs]))
+    print(f"3e-2 - 3e-3: {compare.text(gain)} ({len(pairs)} pairs of searches)")
 
 
 if __name__ == "__main__":

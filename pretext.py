@@ -298,9 +298,8 @@ class Segmentation(Task):
     def loss(self, logits, targets, label_smoothing=0.0):
         counted = dict(ignore_index=self.ignored, reduction="sum")
         total = super().loss(logits, targets, label_smoothing, **counted)
-        return total / (targets != self.ignored).sum().clamp(
-            min=1
-        )  # 0 where no pixel counts, not NaN
+        pixels = (targets != self.ignored).sum()
+        return total / pixels.clamp(min=1)  # 0 where no pixel counts, not NaN
 
     def score(self, logits, targets):
         """The confusion matrix (true, predicted), flat, and the number of pixels that count."""

@@ -86,7 +86,7 @@ def describe(result, searches):
     """(group, name, key in PAPER, seconds of the search) of a trained cell"""
     arch, name = result["args"]["arch"], result["arch"]
     for path, search in searches.items():
-        same_name = genotypes.short_name(str(path)) == result["arch"]
+        same_name = genotypes.short_name(str(path)) == name
         if same_name and search["genotype"] == result["genotype"]:
             meta = search["meta"]
             group = "with labels" if meta["task"] in ("cls", "seg") else "without labels"
@@ -96,7 +96,7 @@ def describe(result, searches):
     if genotypes.parse_arch(result, arch) == cell:  # also if it comes from a list
         return "published", name, name, None
     group = "random" if "archs.json:" in arch else "other"  # as sample.py writes it
-    return group, f"{group} {result['arch']}", None, None
+    return group, f"{group} {name}", None, None
 
 
 def make_row(trainings, group, cell, paper, search_seconds) -> dict:

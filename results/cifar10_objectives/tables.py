@@ -52,9 +52,10 @@ def collect(alpha_lr, searches, runs):
         arch = genotypes.to_entry(genotypes.parse_arch(search, path))
         name = path.parent.name.removeprefix("search_cifar10_")
         entries.append({"id": name, **arch, "meta": {**kept, "versions": meta["versions"]}})
-    folder_of(alpha_lr).mkdir(exist_ok=True)
-    write_lines(folder_of(alpha_lr) / "searches.json", entries)
-    write_lines(folder_of(alpha_lr) / "trainings.json", compare.read_runs(runs))
+    folder = folder_of(alpha_lr)
+    folder.mkdir(exist_ok=True)
+    write_lines(folder / "searches.json", entries)
+    write_lines(folder / "trainings.json", compare.read_runs(runs))
 
 
 def rows_of(path):

@@ -197,6 +197,7 @@ class Colorization(Task):
         # The official code normalises L / 100 by the mean over the channels of the RGB statistics.
         lightness = (lightness / 100 - self.mean.mean().cpu()) / self.std.mean().cpu()
         self.lightness, self.bins = lightness.to(device), bins.to(device)
+        self.grey = BINS.index((0, 0))
 
     def prepare(self, images, labels, index, train):
         images = images.contiguous()
@@ -206,6 +207,15 @@ class Colorization(Task):
         lightness = self.lightness.index_select(0, color).view_as(red)
         bins = self.bins.index_select(0, color).long().view_as(red)
         return lightness.unsqueeze(1), bins  # (B, 1, H, W), (B, H, W)
+
+    def score(self, logits, targets):
+        hits, count = super().score(logits, targets)
+        return torch.stack([hits, (targets == self.grey).sum(), count])
+
+    def metrics(self, scores):
+        """With the share of grey pixels, which a network that has learned nothing gets right."""
+        hits, grey, count = scores.tolist()
+        return {"top1": 100 * hits / count, "grey": 100 * grey / count}
 
     def show(self, x, y):
         lightness = (x[0] * self.std.mean() + self.mean.mean()).cpu().permute(1, 2, 0)  # (H, W, 1)

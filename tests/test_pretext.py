@@ -123,6 +123,19 @@ def test_colorization():
         assert x[k, 0, i, j].item() == pytest.approx((lightness / 100 - mean) / std, abs=1e-4)
 
 
+def test_colorization_tells_what_always_grey_would_get():
+    images = random_set(4, 16)
+    images.images[0] = torch.arange(256).view(16, 16, 1)
+    task = make_task("col", images)
+    _, y = task.prepare(*batch_of(images), train=False)
+    logits = torch.nn.functional.one_hot(y, 313).movedim(-1, 1).float()
+    grey = 100 * (y == pretext.BINS.index((0, 0))).float().mean().item()
+    assert 25 <= grey < 40
+    assert task.metrics(task.score(logits, y)) == pytest.approx({"top1": 100, "grey": grey})
+    logits[:, pretext.BINS.index((0, 0))] = 2
+    assert task.metrics(task.score(logits, y)) == pytest.approx({"top1": grey, "grey": grey})
+
+
 def test_baseline_tasks_compute_the_same():
     images = random_set(2)
     x, y = make_task("col", images).prepare(*batch_of(images), train=False)

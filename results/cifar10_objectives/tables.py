@@ -24,7 +24,10 @@ import report
 
 HERE = Path(__file__).parent
 RECIPE = 16, 0.1, 5.0  # epochs, lr, grad_clip: that of results/cifar10_cells
+FILLS = {"": "full", "partial": "none", "12 epochs": "left"}  # of markers
+OTHERS = {"random": "#bbbbbb", "published": "#666666"}  # cells of the other study: colours
 OBJECTIVES = ["cls", "rot", "col", "jig"]
+KINDS = {"_k1": "", "_k4": ", partial", "12_k1": ", 12 epochs"}  # of searches: in ids, in names
 KEPT = "task dataset seed world_size device date git_commit seconds epoch epochs identity".split()
 
 
@@ -126,31 +129,25 @@ def of_one_objective(searches):
 
 
 def draw(groups, others, scores, params, path):
-    """Accuracy against size, and what is above the line of the random cells."""
+    """Accuracy against size, and what is above the line of the random cells, whose rows tell the
+    markers of both."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    randoms, published = others
-    colors = {"random": "#bbbbbb", "published": "#666666"}
-    for label, archs in zip(colors, others):
-        x, y = ([values[arch] for arch in archs] for values in (params, scores))
-        left.plot(x, y, "x", color=colors[label], label=label)
-    x, y = (np.array([values[arch] for arch in randoms]) for values in (params, scores))
+    ticks = dict(zip(OTHERS, others)) | groups
+    x, y = ([values[arch] for arch in ticks["random"]] for values in (params, scores))
     line = stats.linregress(x, y)
     ends = np.array([min(params.values()), max(params.values())])
     left.plot(ends, line.intercept + line.slope * ends, color="#bbbbbb", lw=1)
-    ticks = {"random": randoms, "published": published, **groups}
     for k, (name, members) in enumerate(ticks.items()):
-        task, _, partial = name.partition(", ")
-        color, marker = correlate.STYLES.get(task) or (colors[name], "x")
-        style = dict(color=color, mfc="none" if partial else color, ls="none")
+        task, *kind = name.split(", ")
+        color, marker = correlate.STYLES.get(task) or (OTHERS[name], "x")
+        style = dict(color=color, fillstyle=FILLS[kind[0] if kind else ""], ls="none")
         x, y = (np.array([values[arch] for arch in members]) for values in (params, scores))
         above = y - (line.intercept + line.slope * x)
-        if name in groups:
-            left.plot(x, y, marker=marker, label=name, **style)
+        left.plot(x, y, marker=marker, **style)
         right.plot(above, [k] * len(x), marker=marker, **style)
         right.plot(above.mean(), k, "|", color=color, ms=18, mew=2)
     left.set(xlabel="parameters", ylabel="test accuracy")
-    left.legend(fontsize=8)
     right.set_yticks(range(len(ticks)), list(ticks))
     right.invert_yaxis()
     right.set_xlabel("test accuracy above the line of the random cells; |: the mean")
@@ -169,11 +166,11 @@ def tables(folder, cells, others):
     params = {arch: row["params"] for arch, row in trained.items()}
     randoms, published = others
     groups = {}
-    for k in (1, 4):
+    for kind, suffix in KINDS.items():
         for task in OBJECTIVES:
-            members = [f"{task}_k{k}_s{seed}" for seed in range(3)]
+            members = [f"{task}{kind}_s{seed}" for seed in range(3)]
             if all(arch in found for arch in members):
-                groups[task + ", partial" * (k > 1)] = members
+                groups[task + suffix] = members
     print("\n".join(objective_table(groups, randoms, scores, params)))
     pairs = []
     for partial in ("", ", partial"):
@@ -185,8 +182,18 @@ def tables(folder, cells, others):
         pairs += [(f"without labels{partial} - random", without, randoms)]
         pairs += [(f"found{partial} - random", every, randoms)]
         pairs += [(f"found{partial} - published", every, published)]
+    if longer := groups.get("col, 12 epochs"):
+        without = groups["rot"] + longer + groups["jig"]
+        pairs.append(("without labels, col longer - with labels", without, groups["cls"]))
+        pairs.append(("without labels, col longer - random", without, randoms))
     rows = [compare.difference_row(*pair, scores, params) for pair in pairs]
     print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
+    for kind in ("_k4", "12_k1"):  # of the same seeds, so the same weights and images to begin with
+        same = {arch: arch.replace(kind, "_k1") for arch in found if kind in arch}
+        if same:
+            gain = compare.paired(np.array([scores[a] - scores[b] for a, b in same.items()]))
+            print(f"{kind} - _k1: {compare.text(gain)} ({len(same)} pairs of searches)")
+    print()
     for partial in ("", ", partial"):
         if f"cls{partial}" in groups:
             same = {task: groups[task + partial] for task in OBJECTIVES}
@@ -194,8 +201,9 @@ def tables(folder, cells, others):
     report.add_titles({Path("runs", entry["id"], "genotype.json"): entry for entry in searches})
     print("\n".join(report.search_table(searches, [])))
     print("\n".join(report.likeness_tables(searches)))
-    for k in (1, 4):
-        same = [search for search in searches if search["meta"]["identity"]["partial"] == k]
+    for kind in ("_k1", "_k4"):
+        names = tuple(task + kind for task in OBJECTIVES)
+        same = [search for search in searches if search["id"].startswith(names)]
         if len({search["meta"]["seed"] for search in same}) > 1:
             print("\n".join(of_one_objective(same)))
     draw(groups, others, scores, params, folder / "cells.png")
@@ -214,7 +222,7 @@ def main():
     for alpha_lr in ("3e-3", "3e-2"):
         print(f"# --alpha_lr {alpha_lr}\n")
         found[alpha_lr] = tables(folder_of(alpha_lr), cells, others)
-    slow, fast = found.values()  # the same seeds, so the same weights and images to begin with
+    slow, fast = found.values()
     pairs = sorted(slow.keys() & fast.keys())
     gain = compare.paired(np.array([fast[arch] - slow[arch] for arch in pairs]))
     print(f"3e-2 - 3e-3: {compare.text(gain)} ({len(pairs)} pairs of searches)")

@@ -175,10 +175,10 @@ def existing(name, folders):
 def status(folders) -> str:
     times = sorted(path.stat().st_mtime for path in existing("result.json", folders))
     failed = len(existing("failed.json", folders))
-    left, last = len(folders) - len(times) - failed, times[-20:]  # of all processes together
+    left, last = len(folders) - len(times) - failed, times[-50:]  # of all processes together
     gaps = sorted(after - before for before, after in zip(last, last[1:]))[:-1]  # without a pause
     text = f"{len(times)} done, {failed} failed, {left} left of {len(folders)}"
-    if gaps:
+    if len(gaps) >= 10:  # fewer may be those of processes that end together
         hours = sum(gaps) / len(gaps) / 3600
         text += f"; {left * hours:.1f} hours left at the pace of the last {len(last)}"
     return text

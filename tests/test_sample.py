@@ -440,6 +440,8 @@ def test_hours_left_without_the_largest_pause(tmp_path):
         path.write_text("{}")
         when = 1e9 + 180 * k + 36_000 * (k == 20)
         os.utime(path, (when, when))
+        if k == 3:  # too few to tell
+            assert sample.status(folders) == "4 done, 0 failed, 96 left of 100"
     assert sample.status(folders).startswith("21 done, 0 failed, 79 left of 100; 4.0 hours left")
 
 

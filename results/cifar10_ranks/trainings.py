@@ -1,0 +1,65 @@
+"""The trainings of this study in one small file, and back to the files that correlate.py reads.
+
+export PYTHONPATH=.
+python results/cifar10_ranks/trainings.py pack runs/ranks      # writes trainings.json
+python results/cifar10_ranks/trainings.py unpack runs/ranks    # writes every result.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import cli
+
+import genotypes
+
+HERE = Path(__file__).parent
+OWN = ["seed", "params", "macs", "seconds", "date", "git_commit"]
+CURVES = ["loss", "top1"]  # on the evaluation images, of each epoch
+DERIVED = ["arch", "genotype", "epochs", "best", "final", "args"]
+
+
+def shared(result) -> dict:
+    """What all trainings of one task in one sweep have in common."""
+    same = {name: result[name] for name in result if name not in (*OWN, *DERIVED)}
+    identity = result["identity"].items()
+    return same | {"identity": {k: v for k, v in identity if k not in ("seed", "genotype")}}
+
+
+def pack(runs):
+    settings, rows = {}, []
+    for path in sorted(runs.rglob("result.json")):
+        result = genotypes.read_result(path)
+        sweep = path.relative_to(runs).parents[1].as_posix()
+        if settings.setdefault(sweep, shared(result)) != shared(result):
+            raise cli.InputError(f"{path}: other settings than those before it")
+        row = {"sweep": sweep, "arch": result["arch"], **{name: result[name] for name in OWN}}
+        row |= {name: [round(epoch[name], 4) for epoch in result["epochs"]] for name in CURVES}
+        rows.append(row)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{"settings": {json.dumps(settings, indent=1)},\n"trainings": [\n{lines}\n]}}\n'
+    cli.write_text(HERE / "trainings.json", text)
+
+
+def unpack(runs):
+    packed = json.loads((HERE / "trainings.json").read_text())
+    for row in packed["trainings"]:
+        result = packed["settings"][row["sweep"]] | {name: row[name] for name in OWN}
+        arch = f"{HERE / result['space']}.json:{row['arch']}"
+        genotype, scores = genotypes.load_arch(arch), row["top1"]
+        text = genotypes.to_text(genotype).replace("\n", " ")
+        result["identity"] = result["identity"] | {"seed": row["seed"], "genotype": text}
+        result |= {
+            "arch": row["arch"],
+            "genotype": genotype._asdict(),
+            "args": {"arch": arch, "data": None},
+        }
+        result["epochs"] = [dict(zip(CURVES, values)) for values in zip(row["loss"], scores)]
+        result |= {"best": max(scores), "final": scores[-1]}
+        folder = runs / row["sweep"] / f"{row['arch']}_s{row['seed']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        cli.write_json(folder / "result.json", result)
+
+
+if __name__ == "__main__":
+    {"pack": pack, "unpack": unpack}[sys.argv[1]](Path(sys.argv[2]))

@@ -80,6 +80,11 @@ def objective_table(groups, randoms, scores, params):
     return cli.markdown_table(head, lines)
 
 
+def gain_line(name, gains) -> str:
+    """Of pairs of searches of one seed, which start from the same weights and images."""
+    return f"{name}: {compare.text(compare.paired(gains))} ({len(gains)} pairs of searches)"
+
+
 def order_lines(groups, scores):
     """Whether the order of the objectives repeats over the seeds of their searches."""
     values = np.array([[scores[arch] for arch in members] for members in groups.values()])  # (4, 3)
@@ -188,11 +193,10 @@ def tables(folder, cells, others):
         pairs.append(("without labels, col longer - random", without, randoms))
     rows = [compare.difference_row(*pair, scores, params) for pair in pairs]
     print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
-    for kind in ("_k4", "12_k1"):  # of the same seeds, so the same weights and images to begin with
+    for kind in ("_k4", "12_k1"):
         same = {arch: arch.replace(kind, "_k1") for arch in found if kind in arch}
         if same:
-            gain = compare.paired(np.array([scores[a] - scores[b] for a, b in same.items()]))
-            print(f"{kind} - _k1: {compare.text(gain)} ({len(same)} pairs of searches)")
+            print(gain_line(f"{kind} - _k1", [scores[a] - scores[b] for a, b in same.items()]))
     print()
     for partial in ("", ", partial"):
         if f"cls{partial}" in groups:
@@ -224,8 +228,7 @@ def main():
         found[alpha_lr] = tables(folder_of(alpha_lr), cells, others)
     slow, fast = found.values()
     pairs = sorted(slow.keys() & fast.keys())
-    gain = compare.paired(np.array([fast[arch] - slow[arch] for arch in pairs]))
-    print(f"3e-2 - 3e-3: {compare.text(gain)} ({len(pairs)} pairs of searches)")
+    print(gain_line("3e-2 - 3e-3", [fast[arch] - slow[arch] for arch in pairs]))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def pack(runs):
     for path in sorted(runs.rglob("result.json")):
         result = genotypes.read_result(path)
         sweep = path.relative_to(runs).parents[1].as_posix()
-        if settings.setdefault(sweep, shared(result)) != shared(result):
+        common = shared(result)
+        if settings.setdefault(sweep, common) != common:
             raise cli.InputError(f"{path}: other settings than those before it")
         row = {"sweep": sweep, "arch": result["arch"], **{name: result[name] for name in OWN}}
         row |= {name: [round(epoch[name], 4) for epoch in result["epochs"]] for name in CURVES}

@@ -129,12 +129,14 @@ def named_cell(name: str) -> Genotype:
 # --------------------------------------------------------------------------------------------------
 # The shapes of JSON files, see cli.check_shape: what a search and what a training leave behind
 
-IDENTITY = {...: (str, int, float, bool, None, [(str, *NUMBER)])}  # --images has shares
+IDENTITY = {...: (str, int, float, bool, None)}
 RUN = {"task": str, "dataset": str, "seed": int, "seconds": NUMBER, "versions": {"torch": str}}
 RUN |= {"world_size": int, "device": str, "date": str, "git_commit": (str, None)}
 EPOCH = {"epoch": int, "entropy": [NUMBER], "skips": [int], "convs": [int]}
 EPOCH |= {"alphas": ([[[NUMBER]]], None), "betas": ([[NUMBER]], None)}
-META = RUN | {"identity": IDENTITY | {"alpha_start": (int, None), "partial": (int, None)}}
+SEARCH = IDENTITY | {"alpha_start": (int, None), "partial": (int, None)}
+SEARCH |= {"images": ([NUMBER], None), "ops": ([str], None)}
+META = RUN | {"identity": SEARCH}
 META |= {"epoch": int, "epochs": int, "history": [EPOCH], "stopped": (str, None)}
 IMAGES = {"classes": [str], "mean": [NUMBER], "std": [NUMBER], "whites": ({...: NUMBER}, None)}
 RESULT = RUN | {"identity": IDENTITY | {"width": int, "epochs": int}, "epochs": [dict]}

@@ -358,6 +358,7 @@ def test_report_of_nothing_of_use(tmp_path, capsys, content, message):
         ("meta", {"history": [{}]}, 'genotype.json: "meta" "task" is None, where str is due'),
         ("history", [], 'genotype.json: "history" is not that of two cells in 2 epochs'),
         ("seconds", True, 'genotype.json: "meta" "seconds" is True, where int or float is due'),
+        ("identity", {"width": [1]}, 'genotype.json: "meta" "identity" "width" is .1., where str'),
     ],
 )
 def test_malformed(made_up, name, content, message):

@@ -44,6 +44,8 @@ def parse_args(argv=None):
     add("folders", nargs="+", type=cli.path, metavar="[NAME=]FOLDER", help="of data set NAME")
     add("--out", type=cli.path, metavar="DIR", default="runs/correlation", help="where to write")
     add("--score", choices=["best", "final"], default="best", help="the epoch that counts")
+    text = "the tasks that are ranked by the loss of their last epoch instead"
+    add("--by_loss", nargs="+", choices=["rot", "col", "jig"], default=[], help=text)
     add("--bootstrap", type=at_least(100, int), default=2000, help="samples for the intervals")
     add("--seed", type=at_least(0, int), default=0, help="of the bootstrap")
     return parser.parse_args(argv)
@@ -61,19 +63,23 @@ def recipe(identity) -> dict:
     return {name: value for name, value in identity.items() if name not in varying}
 
 
-def read_result(path, score):
+def read_result(path, score, by_loss):
     result = genotypes.read_result(path)
     key = genotypes.architecture_key(genotypes.parse_arch(result, path))
-    sign = 1.0 if result["higher_is_better"] else -1.0
-    training = {"key": key, "score": sign * result[score], "params": 1.0 * result["params"]}
+    value = result[score] if result["higher_is_better"] else -result[score]
+    if result["task"] in by_loss:
+        cli.check_shape(result["epochs"], [{"loss": NUMBER}], path, "epochs")
+        value = -result["epochs"][-1]["loss"]
+    training = {"key": key, "score": 1.0 * value, "params": 1.0 * result["params"]}
     yield result | training | {"recipe": recipe(result["identity"])}
 
 
-def read_release(path, score):
+def read_release(path, score, by_loss):
     space, dataset, task, seed = path.absolute().parent.parts[-4:]
     space = space.replace("nas_bench", "nasbench101")
-    if space not in SPACES or score != "best":
-        raise InputError(f"{path}: expected darts|nas_bench/<data set>/<task>/<run>/, --score best")
+    if space not in SPACES or score != "best" or by_loss:
+        why = "expected darts|nas_bench/<data set>/<task>/<run>/, --score best and no --by_loss"
+        raise InputError(f"{path}: {why}")
     shared = {"space": space, "dataset": dataset, "task": task, "seed": seed}
     shared |= {"params": math.nan, "seconds": math.nan, "recipe": {}}
     a_job = {"job_id": (int, str), "min_test_top1": (*NUMBER, None, [(*NUMBER, None)])}
@@ -85,7 +91,7 @@ def read_release(path, score):
         yield shared | {"arch": arch, "key": key, "score": 100 - errors[-1]}
 
 
-def read(folders, score) -> dict:
+def read(folders, score, by_loss=()) -> dict:
     """{space: {(data set, task): {key of an architecture: {seed: training}}}}"""
     readers = {"result.json": read_result, "sweep_summary.json": read_release}
     hint = "for the same data set and task; give the folders different names, NAME=FOLDER"
@@ -97,7 +103,7 @@ def read(folders, score) -> dict:
         if not folder or not paths:
             raise InputError(f"{folder}: no such folder, or no {' or '.join(readers)} in it")
         for path in paths:
-            for training in readers[path.name](path, score):
+            for training in readers[path.name](path, score, by_loss):
                 space, a = training["space"], (dataset or training["dataset"], training["task"])
                 seeds = spaces[space][a][training["key"]]
                 this, seed = training["recipe"], training["seed"]
@@ -279,6 +285,7 @@ def analyse(space, columns, args) -> dict:
         "notes": notes,
         "stability": {a: {"seeds": len(x), "rho": between_seeds(x)} for a, x in scores.items()},
         "random_search": searches,
+        "by_loss": args.by_loss,
     }
 
 
@@ -297,7 +304,8 @@ def draw_scatter(space, numbers):
         ax.scatter(x, y, s=14, alpha=0.6, color=color, marker=marker, linewidths=0)
         ax.axline((np.median(x), np.median(y)), slope=stats.theilslopes(y, x).slope, color=color)
         ax.set_title(f"ρ = {format_rho(pair['rho'], pair['rho_interval'])}", fontsize=10)
-        ax.set(xlabel=f"{target} ({SPACES[space]})", ylabel=predictor)
+        unit = ", -loss" if pair["x"][1] in numbers["by_loss"] else ""
+        ax.set(xlabel=f"{target} ({SPACES[space]})", ylabel=predictor + unit)
         ax.grid(alpha=0.3)
     return figure
 
@@ -390,7 +398,7 @@ def report_lines(space, numbers) -> list:
 
 
 def main(args):
-    columns = read(args.folders, args.score)
+    columns = read(args.folders, args.score, args.by_loss)
     spaces = {space: analyse(space, columns[space], args) for space in columns}
     out, lines, figures = Path(args.out), ["# Rank correlations", ""], {}
     for space, numbers in spaces.items():
@@ -398,7 +406,9 @@ def main(args):
         if numbers["random_search"]:
             figures[f"scatter_{space}"] = draw_scatter(space, numbers)
             figures[f"experiments_{space}"] = draw_experiments(space, numbers)
-    lines.append(f"The {args.score} epoch, mean over seeds; {args.bootstrap} bootstrap samples.\n")
+    losses = f", the last loss of {', '.join(args.by_loss)}" if args.by_loss else ""
+    how = f"The {args.score} epoch{losses}, mean over seeds"
+    lines.append(f"{how}; {args.bootstrap} bootstrap samples.\n")
     print("\n".join(lines))
     out.mkdir(parents=True, exist_ok=True)
     found = dict(score=args.score, bootstrap=args.bootstrap, spaces=spaces)

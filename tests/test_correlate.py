@@ -187,7 +187,7 @@ def write_result(
         "best": score,
         "final": score if final is None else final,
         "params": params,
-        "epochs": [{"top1": value} for value in epochs],
+        "epochs": [{"top1": value, "loss": value % 7} for value in epochs],
         "identity": {"seed": seed, "width": 4, "epochs": len(epochs), "lr": 0.1, **args},
         **{"macs": 10, "seconds": 1.5, "versions": {"torch": "2.9"}, "world_size": 1},
         **{"device": "CPU", "date": "2026-01-01", "args": {"arch": f"archs.json:{arch:05}"}},
@@ -244,6 +244,15 @@ def test_own_results(tmp_path, capsys):
     final = run(tmp_path / "f", tmp_path / "a", "--score", "final")["darts"]
     rho = stats.spearmanr(cls.mean(0), -rot.mean(0)).statistic
     assert pair_of(final, ["cifar10", "rot"], ["cifar10", "cls"])["rho"] == pytest.approx(rho)
+    by_loss = run(tmp_path / "l", tmp_path / "a", "--by_loss", "rot")["darts"]
+    losses = ((60 - rot) % 7).mean(0)  # of the last epochs
+    rho = stats.spearmanr(cls.mean(0), -losses).statistic
+    assert pair_of(by_loss, ["cifar10", "rot"], ["cifar10", "cls"])["rho"] == pytest.approx(rho)
+    assert "The best epoch, the last loss of rot, mean over seeds" in capsys.readouterr().out
+    path = tmp_path / "a" / "rot" / "3_s1" / "result.json"
+    path.write_text(path.read_text().replace('"loss": ', '"lost": '))
+    with pytest.raises(InputError, match='"epochs" 0 "loss" is None, where int or float is due'):
+        run(tmp_path / "l", tmp_path / "a", "--by_loss", "rot")
 
 
 def test_two_data_sets_of_one_name_are_told_apart(tmp_path):

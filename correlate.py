@@ -339,7 +339,8 @@ def draw_experiments(space, numbers):
             ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
             what = "rho [95%]" if row == "architectures" else f"{target} of the best"
             ax.set(xlabel=row, ylabel=what)
-            ax.set_xscale("log", base=10 if "hours" in row else 2)
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
             ax.grid(alpha=0.3)
     for ax in axes[0]:
         ax.set_title(SPACES[space])

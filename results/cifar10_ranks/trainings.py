@@ -1,8 +1,8 @@
 """The trainings of this study in one small file, and back to the files that correlate.py reads.
 
 export PYTHONPATH=.
-python results/cifar10_ranks/trainings.py pack runs/ranks      # writes trainings.json
-python results/cifar10_ranks/trainings.py unpack runs/ranks    # writes every result.json
+python results/cifar10_ranks/trainings.py pack trainings.json runs/ranks      # writes the file
+python results/cifar10_ranks/trainings.py unpack trainings.json runs/ranks    # writes result.json
 """
 
 import json
@@ -26,7 +26,7 @@ def shared(result) -> dict:
     return same | {"identity": {k: v for k, v in identity if k not in ("seed", "genotype")}}
 
 
-def pack(runs):
+def pack(file, runs):
     settings, rows = {}, []
     for path in sorted(runs.rglob("result.json")):
         result = genotypes.read_result(path)
@@ -39,11 +39,11 @@ def pack(runs):
         rows.append(row)
     lines = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"settings": {json.dumps(settings, indent=1)},\n"trainings": [\n{lines}\n]}}\n'
-    cli.write_text(HERE / "trainings.json", text)
+    cli.write_text(HERE / file, text)
 
 
-def unpack(runs):
-    packed = json.loads((HERE / "trainings.json").read_text())
+def unpack(file, runs):
+    packed = json.loads((HERE / file).read_text())
     for row in packed["trainings"]:
         result = packed["settings"][row["sweep"]] | {name: row[name] for name in OWN}
         arch = f"{HERE / result['space']}.json:{row['arch']}"
@@ -63,4 +63,4 @@ def unpack(runs):
 
 
 if __name__ == "__main__":
-    {"pack": pack, "unpack": unpack}[sys.argv[1]](Path(sys.argv[2]))
+    {"pack": pack, "unpack": unpack}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))

@@ -35,7 +35,7 @@ def pack(file, runs):
         if settings.setdefault(sweep, common) != common:
             raise cli.InputError(f"{path}: other settings than those before it")
         row = {"sweep": sweep, "arch": result["arch"], **{name: result[name] for name in OWN}}
-        row |= {name: [round(epoch[name], 4) for epoch in result["epochs"]] for name in CURVES}
+        row |= {name: [round(epoch[name], 6) for epoch in result["epochs"]] for name in CURVES}
         rows.append(row)
     lines = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"settings": {json.dumps(settings, indent=1)},\n"trainings": [\n{lines}\n]}}\n'

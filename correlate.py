@@ -285,14 +285,13 @@ def analyse(space, columns, args) -> dict:
         "notes": notes,
         "stability": {a: {"seeds": len(x), "rho": between_seeds(x)} for a, x in scores.items()},
         "random_search": searches,
-        "by_loss": args.by_loss,
     }
 
 
 # --------------------------------------------------------------------------------- Figures and text
 
 
-def draw_scatter(space, numbers):
+def draw_scatter(space, numbers, by_loss):
     """Fig. 2-4: a row for each target, with a panel for each predictor and a robust line."""
     columns = len(numbers["scores"]) - 1
     rows = len(numbers["random_search"]) // (columns + 1)
@@ -304,7 +303,7 @@ def draw_scatter(space, numbers):
         ax.scatter(x, y, s=14, alpha=0.6, color=color, marker=marker, linewidths=0)
         ax.axline((np.median(x), np.median(y)), slope=stats.theilslopes(y, x).slope, color=color)
         ax.set_title(f"ρ = {format_rho(pair['rho'], pair['rho_interval'])}", fontsize=10)
-        unit = ", -loss" if pair["x"][1] in numbers["by_loss"] else ""
+        unit = ", -loss" if pair["x"][1] in by_loss else ""
         ax.set(xlabel=f"{target} ({SPACES[space]})", ylabel=predictor + unit)
         ax.grid(alpha=0.3)
     return figure
@@ -405,14 +404,14 @@ def main(args):
     for space, numbers in spaces.items():
         lines += report_lines(space, numbers)
         if numbers["random_search"]:
-            figures[f"scatter_{space}"] = draw_scatter(space, numbers)
+            figures[f"scatter_{space}"] = draw_scatter(space, numbers, args.by_loss)
             figures[f"experiments_{space}"] = draw_experiments(space, numbers)
     losses = f", the last loss of {', '.join(args.by_loss)}" if args.by_loss else ""
     how = f"The {args.score} epoch{losses}, mean over seeds"
     lines.append(f"{how}; {args.bootstrap} bootstrap samples.\n")
     print("\n".join(lines))
     out.mkdir(parents=True, exist_ok=True)
-    found = dict(score=args.score, bootstrap=args.bootstrap, spaces=spaces)
+    found = dict(score=args.score, by_loss=args.by_loss, bootstrap=args.bootstrap, spaces=spaces)
     searches = spaces.get("darts", {}).get("random_search", [])  # for report.py
     found["random_search"] = [s for s in searches if math.isfinite(s["curve"][0]["seconds"])]
     text = json.dumps(found, default=np.ndarray.tolist)

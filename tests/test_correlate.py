@@ -346,6 +346,8 @@ def test_release(tmp_path, space, name):
     assert search["curve"][0]["seconds"] is None and search["objective"] == "rot on cifar10"
     with pytest.raises(InputError, match="--score best"):
         run(tmp_path / "o", tmp_path / "summaries", "--score", "final")
+    with pytest.raises(InputError, match="no --by_loss"):
+        run(tmp_path / "o", tmp_path / "summaries", "--by_loss", "rot")
 
 
 def test_nasbench_results_match_by_isomorphism(tmp_path):

@@ -7,6 +7,7 @@ python results/cifar10_ranks/trainings.py unpack trainings.json runs/ranks    # 
 
 import json
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import cli
@@ -43,17 +44,17 @@ def pack(file, runs):
 
 
 def unpack(file, runs):
-    packed = json.loads((HERE / file).read_text())
+    packed, load_archs = json.loads((HERE / file).read_text()), lru_cache(genotypes.load_archs)
     for row in packed["trainings"]:
         result = packed["settings"][row["sweep"]] | {name: row[name] for name in OWN}
-        arch = f"{HERE / result['space']}.json:{row['arch']}"
-        genotype, scores = genotypes.load_arch(arch), row["top1"]
+        archs, scores = HERE / f"{result['space']}.json", row["top1"]
+        genotype = load_archs(archs)[row["arch"]]
         text = genotypes.to_text(genotype).replace("\n", " ")
         result["identity"] = result["identity"] | {"seed": row["seed"], "genotype": text}
         result |= {
             "arch": row["arch"],
             "genotype": genotype._asdict(),
-            "args": {"arch": arch, "data": None},
+            "args": {"arch": f"{archs}:{row['arch']}", "data": None},
         }
         result["epochs"] = [dict(zip(CURVES, values)) for values in zip(row["loss"], scores)]
         result |= {"best": max(scores), "final": scores[-1]}

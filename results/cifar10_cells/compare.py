@@ -1,7 +1,7 @@
-"""The tables and figures of this study, from trainings.json; given the folder of the runs, from
-these, which it writes to trainings.json first.
+"""The tables and figures of a study of these cells, this one or that on street scenes, from its
+trainings.json; given the folder of the runs, from these, which it writes to trainings.json first.
 
-    PYTHONPATH=. python results/cifar10_cells/compare.py [runs/cells]
+    PYTHONPATH=. python results/cifar10_cells/compare.py results/cifar10_cells [runs/cells]
 """
 
 import json
@@ -18,7 +18,7 @@ from scipy import stats
 import correlate
 import genotypes
 
-HERE = Path(__file__).parent
+METRICS = {"top1": "accuracy", "miou": "mIoU"}  # one of them in each row, of every epoch
 GROUPS = {  # of cells: label, colour
     "without": ("found without labels", "#1b9e77"),
     "with": ("found with labels", "#d95f02"),
@@ -40,9 +40,14 @@ def read_runs(folder):
         row = {"arch": result["arch"].split(":")[-1], "seed": result["seed"]}
         row |= {name: result["args"][name] for name in ("epochs", "lr", "grad_clip")}
         row |= {name: result[name] for name in ("params", "macs")}
-        row |= {"top1": [epoch["top1"] for epoch in result["epochs"]]}
+        row |= {result["metric"]: [epoch[result["metric"]] for epoch in result["epochs"]]}
         rows.append(row | {name: result[name] for name in ("seconds", "date", "git_commit")})
     return sorted(rows, key=lambda row: (recipe_of(row), row["seed"], row["arch"]))
+
+
+def metric_of(row):
+    (metric,) = METRICS.keys() & row.keys()
+    return metric
 
 
 def recipe_of(row):
@@ -92,10 +97,10 @@ def text(numbers):
 
 
 def table_of(rows):
-    """{architecture: {seed: best accuracy}}"""
+    """{architecture: {seed: best accuracy, or mIoU}}"""
     table = {}
     for row in rows:
-        table.setdefault(row["arch"], {})[row["seed"]] = max(row["top1"])
+        table.setdefault(row["arch"], {})[row["seed"]] = max(row[metric_of(row)])
     return table
 
 
@@ -109,16 +114,16 @@ def mean_scores(table):
     return {arch: statistics.mean(found[seed] for seed in seeds) for arch, found in table.items()}
 
 
-DIFFERENCE = ["difference", "cells", "points [95%]", "without any one", "at equal parameters [95%]"]
+DIFFERENCE = ["difference", "cells", "points [95%]", "leave one out", "at equal parameters [95%]"]
 
 
-def difference_row(name, first, second, scores, params, others=None):
-    """By the cells of two groups, or of pairs if there are `others`, all of the second kind."""
+def difference_row(name, first, second, scores, params, pairs=False):
+    """By the cells of two groups, or of pairs."""
     a, b = (np.array([scores[arch] for arch in group]) for group in (first, second))
-    row = [name, f"{len(a)} pairs" if others else f"{len(a)}, {len(b)}"]
-    row.append(text(paired(a - b) if others else welch(a, b)))
-    row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, bool(others))))
-    return [*row, text(at_equal_size(scores, params, first, others or second))]
+    row = [name, f"{len(a)} pairs" if pairs else f"{len(a)}, {len(b)}"]
+    row.append(text(paired(a - b) if pairs else welch(a, b)))
+    row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, pairs)))
+    return [*row, text(at_equal_size(scores, params, first, second))]
 
 
 def compare(rows):
@@ -135,23 +140,22 @@ def compare(rows):
         spread = f"{statistics.stdev(values):.2f}"
         interval = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
         body.append([GROUPS[group][0], len(values), interval, spread, f"{size:.1f}"])
-    head = ["cells", "number", "accuracy, mean [95%]", "std of cells", "params, thousands"]
+    metric = METRICS[metric_of(rows[0])]
+    head = ["cells", "number", f"{metric}, mean [95%]", "std of cells", "params, thousands"]
     lines += cli.markdown_table(head, body)
 
     released = [arch for arch in archs["with"] if arch.startswith("unnas")]
-    differences = [
-        ("without labels - random", archs["without"], "random"),
-        ("with labels - random", archs["with"], "random"),
-        ("published - random", archs["without"] + archs["with"], "random"),
-        ("without labels - with labels", archs["without"], archs["with"]),
-        ("without labels - with labels, the paper's own", archs["without"], released),
-    ]
+    differences = [("without labels", archs["without"]), ("with labels", archs["with"])]
+    differences.append(("published", archs["without"] + archs["with"]))
     body = []
-    for name, first, second in differences:
-        pairs = second == "random"
-        paired_with = [f"like_{arch}" for arch in first] if pairs else second
-        others = archs["random"] if pairs else None
-        body.append(difference_row(name, first, paired_with, scores, params, others))
+    for name, found in differences:
+        partners = [f"like_{arch}" for arch in found]
+        row = f"{name} - random of its size", found, partners
+        body.append(difference_row(*row, scores, params, pairs=True))
+        body.append(difference_row(f"{name} - random", found, archs["random"], scores, params))
+    for more, found in (("", archs["with"]), (", the paper's own", released)):
+        name = f"without labels - with labels{more}"
+        body.append(difference_row(name, archs["without"], found, scores, params))
     lines += cli.markdown_table(DIFFERENCE, body)
     if len(seeds) > 1:
         within = np.sqrt(np.mean([np.var([*t.values()], ddof=1) for t in table.values()]))
@@ -159,7 +163,7 @@ def compare(rows):
         rhos = [stats.spearmanr(*([t[s] for t in table.values()] for s in p))[0] for p in pairs]
         lines.append(f"Seeds of one cell: std {within:.2f}, rho between two {np.mean(rhos):.2f}.")
     x, y = np.array([[params[arch], scores[arch]] for arch in scores]).T
-    lines.append(f"Parameters and accuracy: rho {stats.spearmanr(x, y)[0]:.2f}.")
+    lines.append(f"Parameters and {metric}: rho {stats.spearmanr(x, y)[0]:.2f}.")
     return lines
 
 
@@ -192,8 +196,8 @@ def compare_orders(tables, params):
     return [*lines, *cli.markdown_table([*head, "mean gain"], body)]
 
 
-def draw(tables, params, main, path):
-    """Accuracy against size, by the main recipe; against length, of cells with several."""
+def draw(tables, params, main, metric, path):
+    """The metric against size, by the main recipe; against length, of cells with several."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     scores = mean_scores(tables[main])
@@ -212,9 +216,9 @@ def draw(tables, params, main, path):
                 if len(same) > 1 and all(arch in table for table in same.values()):
                     line = [*same], [table[arch][1] for table in same.values()]
                     right.plot(*line, style, color=color, ms=4)
-    left.set(xlabel="parameters", ylabel=f"test accuracy, {name_of(main)}, mean of seeds")
+    left.set(xlabel="parameters", ylabel=f"{metric}, {name_of(main)}, mean of seeds")
     left.legend(fontsize=8)
-    right.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel="test accuracy, seed 1")
+    right.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel=f"{metric}, seed 1")
     right.set_xscale("log", base=2)
     for ax in (left, right):
         ax.grid(alpha=0.3)
@@ -222,12 +226,13 @@ def draw(tables, params, main, path):
 
 
 def main():
-    if len(sys.argv) > 1:
-        rows = read_runs(sys.argv[1])
+    study = Path(sys.argv[1])
+    if len(sys.argv) > 2:
+        rows = read_runs(sys.argv[2])
         lines = ",\n".join(json.dumps(row) for row in rows)
-        cli.write_text(HERE / "trainings.json", f"[\n{lines}\n]\n")
+        cli.write_text(study / "trainings.json", f"[\n{lines}\n]\n")
     by_recipe = {}
-    for row in json.loads((HERE / "trainings.json").read_text()):
+    for row in json.loads((study / "trainings.json").read_text()):
         by_recipe.setdefault(recipe_of(row), []).append(row)
     tables = {recipe: table_of(rows) for recipe, rows in by_recipe.items()}
     params = {row["arch"]: row["params"] for rows in by_recipe.values() for row in rows}
@@ -235,7 +240,8 @@ def main():
     for recipe in complete:
         print("\n".join([f"## {name_of(recipe)}", "", *compare(by_recipe[recipe]), ""]))
     print("\n".join(["## Orders, seed 1", "", *compare_orders(tables, params)]))
-    draw(tables, params, complete[-1], HERE / "cells.png")
+    metric = METRICS[metric_of(by_recipe[complete[-1]][0])]
+    draw(tables, params, complete[-1], metric, study / "cells.png")
 
 
 if __name__ == "__main__":

@@ -108,9 +108,9 @@ def order_lines(groups, scores):
 
 
 def of_one_objective(searches):
-    """Are searches of one objective more alike than those of two, of other seeds? p: the share of
-    all ways to deal out the objectives to the searches of each seed in which they are so by as
-    much, in the sum of both cells."""
+    """Are searches of one objective more alike than those of two, of other seeds? A permutation
+    test: p is the share of all relabellings of the objectives within the seeds by which they are
+    so by as much, in the sum of both cells and in each."""
     by_seed = {}
     for k, search in enumerate(searches):
         by_seed.setdefault(search["meta"]["seed"], []).append(k)
@@ -125,12 +125,13 @@ def of_one_objective(searches):
 
     found = gain(first, *others)
     chance = np.array([gain(first, *ways) for ways in product(*map(permutations, others))])
-    p = (chance.sum(1) >= found.sum(0) - 1e-9).mean(0)
-    rows = [
-        [name, "{:+.2f} / {:+.2f}".format(*found[:, m]), f"{p[m]:.2f}"]
-        for m, name in enumerate(likeness.MEASURES)
-    ]
-    return cli.markdown_table(["in common", "one objective - two", "p"], rows)
+    both = (chance.sum(1) >= found.sum(0) - 1e-9).mean(0)
+    each = (chance >= found - 1e-9).mean(0)  # (2 cells, measures)
+    rows = []
+    for m, name in enumerate(likeness.MEASURES):
+        row = [name, "{:+.2f} / {:+.2f}".format(*found[:, m]), f"{both[m]:.2f}"]
+        rows.append([*row, "{:.3f} / {:.3f}".format(*each[:, m])])
+    return cli.markdown_table(["in common", "one objective - two", "p", "p of each"], rows)
 
 
 def draw(groups, others, scores, params, path):

@@ -264,7 +264,7 @@ def analyse(space, columns, args) -> dict:
     ceilings = {
         a: np.append(noise_ceiling(x), noise_ceiling(x[:, sample])) for a, x in scores.items()
     }
-    targets = [a for a in table if a.endswith(" cls")]
+    targets = [a for a in table if a.endswith((" cls", " seg"))]  # with labels
     pairs = [(a, b) for b in targets for a in table if a != b]
     pairs += combinations([a for a in table if a not in targets], 2)
     compared, searches = [], []
@@ -399,6 +399,9 @@ def report_lines(space, numbers) -> list:
 
 def main(args):
     columns = read(args.folders, args.score, args.by_loss)
+    tasks = {task for rankings in columns.values() for _, task in rankings}
+    if missing := sorted({*args.by_loss} - tasks):
+        raise InputError(f"--by_loss {missing[0]}: no training of it in these folders")
     spaces = {space: analyse(space, columns[space], args) for space in columns}
     out, lines, figures = Path(args.out), ["# Rank correlations", ""], {}
     for space, numbers in spaces.items():

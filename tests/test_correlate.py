@@ -249,6 +249,8 @@ def test_own_results(tmp_path, capsys):
     rho = stats.spearmanr(cls.mean(0), -losses).statistic
     assert pair_of(by_loss, ["cifar10", "rot"], ["cifar10", "cls"])["rho"] == pytest.approx(rho)
     assert "The best epoch, the last loss of rot, mean over seeds" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--by_loss jig: no training of it"):
+        run(tmp_path / "l", tmp_path / "a", "--by_loss", "jig", "rot")
     path = tmp_path / "a" / "rot" / "3_s1" / "result.json"
     path.write_text(path.read_text().replace('"loss": ', '"lost": '))
     with pytest.raises(InputError, match='"epochs" 0 "loss" is None, where int or float is due'):
@@ -265,6 +267,18 @@ def test_two_data_sets_of_one_name_are_told_apart(tmp_path):
         run(tmp_path / "o", tmp_path / "a", tmp_path / "a")
     table = run(tmp_path / "o", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}")["darts"]
     assert pair_of(table, ["A", "cls"], ["B", "cls"])["rho"] == 1
+    assert (tmp_path / "o" / "scatter_darts.png").exists()
+
+
+def test_segmentation_is_a_target(tmp_path):
+    for k, score in enumerate((5, 3, 4, 1)):
+        write_result(tmp_path / "a", k, "rot", score)
+        write_result(tmp_path / "b", k, "seg", 2 * score, dataset="cityscapes")
+    table = run(tmp_path / "o", tmp_path / "a", tmp_path / "b")["darts"]
+    (pair,) = table["pairs"]
+    assert (pair["x"], pair["y"]) == (["cifar10", "rot"], ["cityscapes", "seg"])
+    assert pair["rho"] == 1
+    assert {search["target"] for search in table["random_search"]} == {"cityscapes seg"}
     assert (tmp_path / "o" / "scatter_darts.png").exists()
 
 

@@ -196,33 +196,32 @@ def compare_orders(tables, params):
     return [*lines, *cli.markdown_table([*head, "mean gain"], body)]
 
 
-def draw(tables, params, main, metric, path):
-    """The metric against size, by the main recipe; against length, of cells with several."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def draw_sizes(ax, tables, params, main, metric):
+    """The metric against size, by the main recipe."""
     scores = mean_scores(tables[main])
     for arch in scores:
         if f"like_{arch}" in scores:
             pair = arch, f"like_{arch}"
             line = [[values[a] for a in pair] for values in (params, scores)]
-            left.plot(*line, color="#cccccc", lw=0.8, zorder=0)
+            ax.plot(*line, color="#cccccc", lw=0.8, zorder=0)
     for group, (label, color) in GROUPS.items():
         members = [arch for arch in scores if group_of(arch) == group]
         x, y = ([values[arch] for arch in members] for values in (params, scores))
-        left.plot(x, y, "o", color=color, label=label)
-        for lr, style in ((0.05, "o:"), (main[1], "o-")):
-            same = {r[0]: table for r, table in tables.items() if r[1:] == (lr, main[2])}
-            for arch in members:
-                if len(same) > 1 and all(arch in table for table in same.values()):
-                    line = [*same], [table[arch][1] for table in same.values()]
-                    right.plot(*line, style, color=color, ms=4)
-    left.set(xlabel="parameters", ylabel=f"{metric}, {name_of(main)}, mean of seeds")
-    left.legend(fontsize=8)
-    right.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel=f"{metric}, seed 1")
-    right.set_xscale("log", base=2)
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-    cli.save_figure(figure, path)
+        ax.plot(x, y, "o", color=color, label=label)
+    ax.set(xlabel="parameters", ylabel=f"{metric}, {name_of(main)}, mean of seeds")
+    ax.legend(fontsize=8)
+
+
+def draw_lengths(ax, tables, main, metric):
+    """The metric against the length of the training, of cells with several recipes."""
+    for lr, style in ((0.05, "o:"), (main[1], "o-")):
+        same = {r[0]: table for r, table in tables.items() if r[1:] == (lr, main[2])}
+        for arch in tables[main]:
+            if len(same) > 1 and all(arch in table for table in same.values()):
+                line = [*same], [table[arch][1] for table in same.values()]
+                ax.plot(*line, style, color=GROUPS[group_of(arch)][1], ms=4)
+    ax.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel=f"{metric}, seed 1")
+    ax.set_xscale("log", base=2)
 
 
 def main():
@@ -239,9 +238,17 @@ def main():
     complete = [recipe for recipe, table in tables.items() if len(table) == len(params)]
     for recipe in complete:
         print("\n".join([f"## {name_of(recipe)}", "", *compare(by_recipe[recipe]), ""]))
-    print("\n".join(["## Orders, seed 1", "", *compare_orders(tables, params)]))
-    metric = METRICS[metric_of(by_recipe[complete[-1]][0])]
-    draw(tables, params, complete[-1], metric, study / "cells.png")
+    main, metric = complete[-1], METRICS[metric_of(by_recipe[complete[-1]][0])]
+    several = len(tables) > 1
+    figure = Figure(figsize=(11 if several else 5.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + several, squeeze=False)[0]
+    draw_sizes(axes[0], tables, params, main, metric)
+    if several:
+        print("\n".join(["## Orders, seed 1", "", *compare_orders(tables, params)]))
+        draw_lengths(axes[1], tables, main, metric)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    cli.save_figure(figure, study / "cells.png")
 
 
 if __name__ == "__main__":

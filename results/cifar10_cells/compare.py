@@ -178,7 +178,7 @@ def compare_orders(tables, params):
     """Lines about how alike {recipe: table} order the cells that they have in common."""
     archs, body = sorted(params, key=params.get), []
     for arch in archs:
-        if sum(arch in table for table in tables.values()) < 3:
+        if sum(arch in table for table in tables.values()) < min(3, len(tables)):
             continue  # as most have few recipes
         scores = [table[arch][1] if arch in table else None for table in tables.values()]
         body.append([arch, params[arch], *(score and f"{score:.2f}" for score in scores)])
@@ -193,7 +193,7 @@ def compare_orders(tables, params):
         row = [name_of(a), name_of(b), len(both), rho_text(x, y), rho_text(sizes, y - x)]
         body.append([*row, f"{np.mean(y - x):.2f}"])
     head = ["recipe", "another", "cells", "rho of accuracies", "rho of parameters and gain"]
-    return [*lines, *cli.markdown_table([*head, "mean gain"], body)]
+    return lines + (cli.markdown_table([*head, "mean gain"], body) if body else [])
 
 
 def draw_sizes(ax, tables, params, main, metric):
@@ -222,6 +222,8 @@ def draw_lengths(ax, tables, main, metric):
                 ax.plot(*line, style, color=GROUPS[group_of(arch)][1], ms=4)
     ax.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel=f"{metric}, seed 1")
     ax.set_xscale("log", base=2)
+    lengths = sorted({recipe[0] for recipe in tables})
+    ax.set_xticks(lengths, lengths)
 
 
 def main():

@@ -333,7 +333,7 @@ def draw_experiments(space, numbers):
             ax = axes[rows.index(row), targets.index(target)]
             dataset, task = predictor.rsplit(" ", 1)
             color, marker = STYLES.get(task, ("black", "P"))
-            line = "-" if target == f"{dataset} cls" else "--"
+            line = "-" if target.rsplit(" ", 1)[0] == dataset else "--"
             ax.fill_between(x, low, high, color=color, alpha=0.07, linewidth=0)
             ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
             what = "rho [95%]" if row == "architectures" else f"{target} of the best"

@@ -45,6 +45,11 @@ def read_runs(folder):
     return sorted(rows, key=lambda row: (recipe_of(row), row["seed"], row["arch"]))
 
 
+def write_lines(path, rows):
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    cli.write_text(path, f"[\n{lines}\n]\n")
+
+
 def metric_of(row):
     (metric,) = METRICS.keys() & row.keys()
     return metric
@@ -126,7 +131,7 @@ def difference_row(name, first, second, scores, params, pairs=False):
     return [*row, text(at_equal_size(scores, params, first, second))]
 
 
-def compare(rows):
+def compare(rows, metric):
     """Lines about the trainings of one recipe, all cells with the same seeds."""
     table, params = table_of(rows), {row["arch"]: row["params"] for row in rows}
     seeds, scores = common_seeds(table), mean_scores(table)
@@ -140,7 +145,6 @@ def compare(rows):
         spread = f"{statistics.stdev(values):.2f}"
         interval = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
         body.append([GROUPS[group][0], len(values), interval, spread, f"{size:.1f}"])
-    metric = METRICS[metric_of(rows[0])]
     head = ["cells", "number", f"{metric}, mean [95%]", "std of cells", "params, thousands"]
     lines += cli.markdown_table(head, body)
 
@@ -229,25 +233,23 @@ def draw_lengths(ax, tables, main, metric):
 def main():
     study = Path(sys.argv[1])
     if len(sys.argv) > 2:
-        rows = read_runs(sys.argv[2])
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        cli.write_text(study / "trainings.json", f"[\n{lines}\n]\n")
-    by_recipe = {}
-    for row in json.loads((study / "trainings.json").read_text()):
+        write_lines(study / "trainings.json", read_runs(sys.argv[2]))
+    trainings, by_recipe = json.loads((study / "trainings.json").read_text()), {}
+    for row in trainings:
         by_recipe.setdefault(recipe_of(row), []).append(row)
     tables = {recipe: table_of(rows) for recipe, rows in by_recipe.items()}
-    params = {row["arch"]: row["params"] for rows in by_recipe.values() for row in rows}
+    params = {row["arch"]: row["params"] for row in trainings}
+    metric = METRICS[metric_of(trainings[0])]
     complete = [recipe for recipe, table in tables.items() if len(table) == len(params)]
     for recipe in complete:
-        print("\n".join([f"## {name_of(recipe)}", "", *compare(by_recipe[recipe]), ""]))
-    main, metric = complete[-1], METRICS[metric_of(by_recipe[complete[-1]][0])]
+        print("\n".join([f"## {name_of(recipe)}", "", *compare(by_recipe[recipe], metric), ""]))
     several = len(tables) > 1
     figure = Figure(figsize=(11 if several else 5.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + several, squeeze=False)[0]
-    draw_sizes(axes[0], tables, params, main, metric)
+    draw_sizes(axes[0], tables, params, complete[-1], metric)
     if several:
         print("\n".join(["## Orders, seed 1", "", *compare_orders(tables, params)]))
-        draw_lengths(axes[1], tables, main, metric)
+        draw_lengths(axes[1], tables, complete[-1], metric)
     for ax in axes:
         ax.grid(alpha=0.3)
     cli.save_figure(figure, study / "cells.png")

@@ -35,11 +35,6 @@ def folder_of(alpha_lr):
     return HERE / f"alpha_lr_{alpha_lr}"
 
 
-def write_lines(path, rows):
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    cli.write_text(path, f"[\n{lines}\n]\n")
-
-
 def collect(alpha_lr, searches, runs):
     """searches.json, a list of architectures with the alpha history of each, and trainings.json."""
     entries = []
@@ -57,8 +52,8 @@ def collect(alpha_lr, searches, runs):
         entries.append({"id": name, **arch, "meta": {**kept, "versions": meta["versions"]}})
     folder = folder_of(alpha_lr)
     folder.mkdir(exist_ok=True)
-    write_lines(folder / "searches.json", entries)
-    write_lines(folder / "trainings.json", compare.read_runs(runs))
+    compare.write_lines(folder / "searches.json", entries)
+    compare.write_lines(folder / "trainings.json", compare.read_runs(runs))
 
 
 def rows_of(path):

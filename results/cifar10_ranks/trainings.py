@@ -1,8 +1,8 @@
-"""The trainings of this study in one small file, and back to the files that correlate.py reads.
+"""The trainings of a study in one small file, and back to the files that correlate.py reads.
 
-export PYTHONPATH=.
-python results/cifar10_ranks/trainings.py pack trainings.json runs/ranks      # writes the file
-python results/cifar10_ranks/trainings.py unpack trainings.json runs/ranks    # writes result.json
+export PYTHONPATH=. here=results/cifar10_ranks
+python $here/trainings.py pack $here/trainings.json runs/ranks      # writes the file
+python $here/trainings.py unpack $here/trainings.json runs/ranks    # writes result.json
 """
 
 import json
@@ -14,9 +14,9 @@ import cli
 
 import genotypes
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent  # with the lists of architectures
 OWN = ["seed", "params", "macs", "seconds", "date", "git_commit"]
-CURVES = ["loss", "top1"]  # on the evaluation images, of each epoch
+CURVES = ["loss", "top1", "miou"]  # on the evaluation images, of each epoch
 DERIVED = ["arch", "genotype", "epochs", "best", "final", "args"]
 
 
@@ -36,18 +36,21 @@ def pack(file, runs):
         if settings.setdefault(sweep, common) != common:
             raise cli.InputError(f"{path}: other settings than those before it")
         row = {"sweep": sweep, "arch": result["arch"], **{name: result[name] for name in OWN}}
-        row |= {name: [round(epoch[name], 6) for epoch in result["epochs"]] for name in CURVES}
+        for name in CURVES:
+            if name in result["epochs"][0]:
+                row[name] = [round(epoch[name], 6) for epoch in result["epochs"]]
         rows.append(row)
     lines = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"settings": {json.dumps(settings, indent=1)},\n"trainings": [\n{lines}\n]}}\n'
-    cli.write_text(HERE / file, text)
+    cli.write_text(file, text)
 
 
 def unpack(file, runs):
-    packed, load_archs = json.loads((HERE / file).read_text()), lru_cache(genotypes.load_archs)
+    packed, load_archs = json.loads(file.read_text()), lru_cache(genotypes.load_archs)
     for row in packed["trainings"]:
         result = packed["settings"][row["sweep"]] | {name: row[name] for name in OWN}
-        archs, scores = HERE / f"{result['space']}.json", row["top1"]
+        curves = {name: row[name] for name in CURVES if name in row}
+        archs, scores = HERE / f"{result['space']}.json", row[result["metric"]]
         genotype = load_archs(archs)[row["arch"]]
         text = genotypes.to_text(genotype).replace("\n", " ")
         result["identity"] = result["identity"] | {"seed": row["seed"], "genotype": text}
@@ -56,7 +59,7 @@ def unpack(file, runs):
             "genotype": genotype._asdict(),
             "args": {"arch": f"{archs}:{row['arch']}", "data": None},
         }
-        result["epochs"] = [dict(zip(CURVES, values)) for values in zip(row["loss"], scores)]
+        result["epochs"] = [dict(zip(curves, values)) for values in zip(*curves.values())]
         result |= {"best": max(scores), "final": scores[-1]}
         folder = runs / row["sweep"] / f"{row['arch']}_s{row['seed']}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,4 +67,4 @@ def unpack(file, runs):
 
 
 if __name__ == "__main__":
-    {"pack": pack, "unpack": unpack}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    {"pack": pack, "unpack": unpack}[sys.argv[1]](*map(Path, sys.argv[2:]))

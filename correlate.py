@@ -292,11 +292,16 @@ def analyse(space, columns, args) -> dict:
 
 
 def draw_scatter(space, numbers, by_loss):
-    """Fig. 2-4: a row for each target, with a panel for each predictor and a robust line."""
-    columns = len(numbers["scores"]) - 1
-    rows = len(numbers["random_search"]) // (columns + 1)
-    figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
-    for ax, pair in zip(figure.subplots(rows, columns, squeeze=False).flat, numbers["pairs"]):
+    """Fig. 2-4: rows for each target, with a panel for each predictor and a robust line."""
+    predictors = len(numbers["scores"]) - 1
+    targets = len(numbers["random_search"]) // (predictors + 1)
+    columns = min(predictors, 4)
+    rows = math.ceil(predictors / columns)  # of a target
+    figure = Figure(figsize=(3.2 * columns, 2.8 * targets * rows), layout="constrained")
+    axes = figure.subplots(targets * rows, columns, squeeze=False).reshape(targets, -1)
+    for ax in axes[:, predictors:].flat:
+        ax.set_axis_off()
+    for ax, pair in zip(axes[:, :predictors].flat, numbers["pairs"]):
         predictor, target = " ".join(pair["x"]), " ".join(pair["y"])
         x, y = numbers["scores"][target], numbers["scores"][predictor]
         color, marker = STYLES.get(pair["x"][1], ("black", "P"))

@@ -285,6 +285,21 @@ def test_segmentation_is_a_target(tmp_path):
     assert (tmp_path / "o" / "scatter_darts.png").exists()
 
 
+def test_panels_of_two_data_sets(tmp_path):
+    """A target has seven predictors, in two rows of four panels, the last one empty."""
+    for dataset, task in itertools.product(("animals", "vehicles"), ("cls", "rot", "col", "jig")):
+        for k in range(4):
+            write_result(tmp_path / dataset, k, task, k * k)
+    folders = [f"{name}={tmp_path / name}" for name in ("animals", "vehicles")]
+    table = run(tmp_path / "o", *folders)["darts"]
+    figure = correlate.draw_scatter("darts", table, by_loss=[])
+    shown = [ax for ax in figure.axes if ax.axison]
+    labels = [(ax.get_ylabel(), ax.get_xlabel().removesuffix(" (DARTS)")) for ax in shown]
+    pairs = [(" ".join(pair["x"]), " ".join(pair["y"])) for pair in table["pairs"]]
+    assert len(figure.axes) == 16 and labels == pairs[:14]
+    assert {y for _, y in labels} == {"animals cls", "vehicles cls"}
+
+
 def test_lower_is_better(tmp_path):
     for k, error in enumerate((5, 3, 4, 1)):
         write_result(tmp_path / "a", k, "rot", error, higher=False)

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 RECIPE = 16, 0.1, 5.0  # epochs, lr, grad_clip: that of results/cifar10_cells
 FILLS = {"": "full", "partial": "none", "12 epochs": "left"}  # of markers
 OTHERS = {"random": "#bbbbbb", "published": "#666666"}  # cells of the other study: colours
+STYLES = correlate.STYLES | {"seg": ("black", "P")}
 OBJECTIVES = ["cls", "rot", "col", "jig"]
 KINDS = {"_k1": "", "_k4": ", partial", "12_k1": ", 12 epochs"}  # of searches: in ids, in names
 KEPT = "task dataset seed world_size device date git_commit seconds epoch epochs identity".split()
@@ -35,8 +36,9 @@ def folder_of(alpha_lr):
     return HERE / f"alpha_lr_{alpha_lr}"
 
 
-def collect(alpha_lr, searches, runs):
+def collect(folder, searches, runs):
     """searches.json, a list of architectures with the alpha history of each, and trainings.json."""
+    folder.mkdir(exist_ok=True)
     entries = []
     for path in sorted(Path(searches).glob("*/genotype.json")):
         search = genotypes.read_search(path)
@@ -48,10 +50,8 @@ def collect(alpha_lr, searches, runs):
                 epoch[name] = epoch[name] and np.round(epoch[name], 5).tolist()
         kept = {name: meta[name] for name in (*KEPT, "history", "evaluation")}
         arch = genotypes.to_entry(genotypes.parse_arch(search, path))
-        name = path.parent.name.removeprefix("search_cifar10_")
+        _, _, name = path.parent.name.split("_", 2)  # of search_cifar10_rot_k1_s0
         entries.append({"id": name, **arch, "meta": {**kept, "versions": meta["versions"]}})
-    folder = folder_of(alpha_lr)
-    folder.mkdir(exist_ok=True)
     compare.write_lines(folder / "searches.json", entries)
     compare.write_lines(folder / "trainings.json", compare.read_runs(runs))
 
@@ -129,8 +129,8 @@ def of_one_objective(searches):
     return cli.markdown_table(["in common", "one objective - two", "p", "p of each"], rows)
 
 
-def draw(groups, others, scores, params, path):
-    """Accuracy against size, and what is above the line of the random cells, whose rows tell the
+def draw(groups, others, scores, params, path, metric="test accuracy"):
+    """The metric against size, and what is above the line of the random cells, whose rows tell the
     markers of both."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -141,17 +141,17 @@ def draw(groups, others, scores, params, path):
     left.plot(ends, line.intercept + line.slope * ends, color="#bbbbbb", lw=1)
     for k, (name, members) in enumerate(ticks.items()):
         task, *kind = name.split(", ")
-        color, marker = correlate.STYLES.get(task) or (OTHERS[name], "x")
+        color, marker = STYLES[task] if task in STYLES else (OTHERS[name], "x")
         style = dict(color=color, fillstyle=FILLS[kind[0] if kind else ""], ls="none")
         x, y = (np.array([values[arch] for arch in members]) for values in (params, scores))
         above = y - (line.intercept + line.slope * x)
         left.plot(x, y, marker=marker, **style)
         right.plot(above, [k] * len(x), marker=marker, **style)
         right.plot(above.mean(), k, "|", color=color, ms=18, mew=2)
-    left.set(xlabel="parameters", ylabel="test accuracy")
+    left.set(xlabel="parameters", ylabel=metric)
     right.set_yticks(range(len(ticks)), list(ticks))
     right.invert_yaxis()
-    right.set_xlabel("test accuracy above the line of the random cells; |: the mean")
+    right.set_xlabel(f"{metric} above the line of the random cells; |: the mean")
     right.axvline(0, color="#bbbbbb", lw=1)
     for ax in (left, right):
         ax.grid(alpha=0.3)
@@ -212,7 +212,7 @@ def tables(folder, cells, others):
 
 def main():
     if len(sys.argv) > 1:
-        collect(*sys.argv[1:])
+        collect(folder_of(sys.argv[1]), *sys.argv[2:])
     cells = rows_of(HERE.parent / "cifar10_cells" / "trainings.json")
     by_group = {group: [] for group in compare.GROUPS}
     for arch in cells:

@@ -1,0 +1,63 @@
+"""The tables and the figure of this study, from its searches.json and trainings.json; given the
+folder of the searches and that of the trainings, it writes those two files first.
+
+    export PYTHONPATH=.:results/cifar10_cells:results/cifar10_objectives
+    python results/cityscapes_searches/streets.py [SEARCHES RUNS]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import cli
+import compare
+import tables
+
+import genotypes
+import report
+
+HERE = Path(__file__).parent
+PUBLISHED = HERE.parent / "cityscapes_cells" / "trainings.json"  # some of them for as long
+OBJECTIVES = ["seg", "rot", "col", "jig"]
+
+
+def read_rows(path):
+    return [row for row in json.loads(path.read_text()) if row["epochs"] == 60]
+
+
+def main():
+    if len(sys.argv) > 1:
+        tables.collect(HERE, *sys.argv[1:])
+    searches = cli.read_json(HERE / "searches.json", [{"id": str, "meta": genotypes.META}])
+    ours, others = read_rows(HERE / "trainings.json"), read_rows(PUBLISHED)
+    scores = {row["arch"]: max(row["miou"]) for row in ours + others}
+    params = {row["arch"]: row["params"] for row in ours + others}
+    published = [row["arch"] for row in others]
+    groups = {task: [f"{task}_k1_s{seed}" for seed in range(3)] for task in OBJECTIVES}
+    without, found = sum([*groups.values()][1:], []), sum(groups.values(), [])
+    partners = [f"like_{arch}" for arch in found]
+
+    print("\n".join(tables.objective_table(groups, partners, scores, params)))
+    rows = []
+    for name, cells in [("found", found), ("without labels", without), *groups.items()]:
+        pairs = [f"like_{arch}" for arch in cells]
+        row = f"{name} - random of its size", cells, pairs
+        rows.append(compare.difference_row(*row, scores, params, pairs=True))
+    for name, *pair in [
+        ("found - random", found, partners),
+        ("without labels - random", without, partners),
+        ("without labels - with labels", without, groups["seg"]),
+        ("found - published", found, published),
+    ]:
+        rows.append(compare.difference_row(name, *pair, scores, params))
+    print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
+    print("\n".join(tables.order_lines(groups, scores)))
+    report.add_titles({Path("runs", entry["id"], "genotype.json"): entry for entry in searches})
+    print("\n".join(report.search_table(searches, [])))
+    print("\n".join(report.likeness_tables(searches)))
+    print("\n".join(tables.of_one_objective(searches)))
+    drawn = partners, published
+    tables.draw(groups, drawn, scores, params, HERE / "cells.png", "mIoU")
+
+
+main()

@@ -29,6 +29,7 @@ OTHERS = {"random": "#bbbbbb", "published": "#666666"}  # cells of the other stu
 STYLES = correlate.STYLES | {"seg": ("black", "P")}
 OBJECTIVES = ["cls", "rot", "col", "jig"]
 KINDS = {"_k1": "", "_k4": ", partial", "12_k1": ", 12 epochs"}  # of searches: in ids, in names
+KEPT_ALPHAS = 12  # those of the last epochs
 KEPT = "task dataset seed world_size device date git_commit seconds epoch epochs identity".split()
 
 
@@ -45,9 +46,10 @@ def collect(folder, searches, runs):
         meta = search["meta"]
         if meta["epoch"] < meta["epochs"]:
             continue
-        for epoch in meta["history"]:
+        for age, epoch in enumerate(reversed(meta["history"])):
             for name in ("alphas", "betas"):
-                epoch[name] = epoch[name] and np.round(epoch[name], 5).tolist()
+                kept = age < KEPT_ALPHAS and epoch[name]
+                epoch[name] = np.round(kept, 5).tolist() if kept else None
         kept = {name: meta[name] for name in (*KEPT, "history", "evaluation")}
         arch = genotypes.to_entry(genotypes.parse_arch(search, path))
         _, _, name = path.parent.name.split("_", 2)  # of search_cifar10_rot_k1_s0

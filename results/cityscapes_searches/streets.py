@@ -25,6 +25,14 @@ def read_rows(path):
     return [row for row in json.loads(path.read_text()) if row["epochs"] == 60]
 
 
+def supernet_row(task, searches):
+    """What the supernets of one objective reach on the evaluation images."""
+    metrics = [s["meta"]["evaluation"] for s in searches if s["meta"]["task"] == task]
+    name = "miou" if task == "seg" else "top1"
+    grey = f"{metrics[0]['grey']:.1f}" if "grey" in metrics[0] else None
+    return [task, name, ", ".join(f"{metric[name]:.1f}" for metric in metrics), grey]
+
+
 def main():
     if len(sys.argv) > 1:
         tables.collect(HERE, *sys.argv[1:])
@@ -53,11 +61,12 @@ def main():
     print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
     print("\n".join(tables.order_lines(groups, scores)))
     report.add_titles({Path("runs", entry["id"], "genotype.json"): entry for entry in searches})
+    rows = [supernet_row(task, searches) for task in OBJECTIVES]
+    print("\n".join(cli.markdown_table(["supernet", "metric", "each seed", "always grey"], rows)))
     print("\n".join(report.search_table(searches, [])))
     print("\n".join(report.likeness_tables(searches)))
     print("\n".join(tables.of_one_objective(searches)))
-    drawn = partners, published
-    tables.draw(groups, drawn, scores, params, HERE / "cells.png", "mIoU")
+    tables.draw(groups, (partners, published), scores, params, HERE / "cells.png", "mIoU")
 
 
 main()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cli
 import compare
+import numpy as np
 import tables
 
 import genotypes
@@ -23,6 +24,24 @@ OBJECTIVES = ["seg", "rot", "col", "jig"]
 
 def read_rows(path):
     return [row for row in json.loads(path.read_text()) if row["epochs"] == 60]
+
+
+def difference_table(groups, published, scores, params):
+    without, found = sum([*groups.values()][1:], []), sum(groups.values(), [])
+    rows = []
+    for name, cells in [("found", found), ("without labels", without)]:
+        pairs = [f"like_{arch}" for arch in cells]
+        row = f"{name} - random of its size", cells, pairs
+        rows.append(compare.difference_row(*row, scores, params, pairs=True))
+    partners = [f"like_{arch}" for arch in found]
+    for row in [
+        ("found - random", found, partners),
+        ("without labels - random", without, partners),
+        ("without labels - with labels", without, groups["seg"]),
+        ("found - published", found, published),
+    ]:
+        rows.append(compare.difference_row(*row, scores, params))
+    return cli.markdown_table(compare.DIFFERENCE, rows)
 
 
 def supernet_row(task, searches):
@@ -42,23 +61,13 @@ def main():
     params = {row["arch"]: row["params"] for row in ours + others}
     published = [row["arch"] for row in others]
     groups = {task: [f"{task}_k1_s{seed}" for seed in range(3)] for task in OBJECTIVES}
-    without, found = sum([*groups.values()][1:], []), sum(groups.values(), [])
-    partners = [f"like_{arch}" for arch in found]
+    partners = [f"like_{arch}" for arch in sum(groups.values(), [])]
 
     print("\n".join(tables.objective_table(groups, partners, scores, params)))
-    rows = []
-    for name, cells in [("found", found), ("without labels", without), *groups.items()]:
-        pairs = [f"like_{arch}" for arch in cells]
-        row = f"{name} - random of its size", cells, pairs
-        rows.append(compare.difference_row(*row, scores, params, pairs=True))
-    for name, *pair in [
-        ("found - random", found, partners),
-        ("without labels - random", without, partners),
-        ("without labels - with labels", without, groups["seg"]),
-        ("found - published", found, published),
-    ]:
-        rows.append(compare.difference_row(name, *pair, scores, params))
-    print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
+    print("\n".join(difference_table(groups, published, scores, params)))
+    late = {row["arch"]: np.mean(row["miou"][-10:]) for row in ours + others}
+    print("By the mean of the last ten epochs:\n")
+    print("\n".join(difference_table(groups, published, late, params)))
     print("\n".join(tables.order_lines(groups, scores)))
     report.add_titles({Path("runs", entry["id"], "genotype.json"): entry for entry in searches})
     rows = [supernet_row(task, searches) for task in OBJECTIVES]

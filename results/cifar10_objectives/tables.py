@@ -58,10 +58,10 @@ def collect(folder, searches, runs):
     compare.write_lines(folder / "trainings.json", compare.read_runs(runs))
 
 
-def rows_of(path):
-    """{architecture: its training by RECIPE, seed 1}"""
+def rows_of(path, recipe=RECIPE):
+    """{architecture: its training by a recipe, seed 1}"""
     rows = json.loads(path.read_text())
-    return {r["arch"]: r for r in rows if (compare.recipe_of(r), r["seed"]) == (RECIPE, 1)}
+    return {r["arch"]: r for r in rows if (compare.recipe_of(r), r["seed"]) == (recipe, 1)}
 
 
 def objective_table(groups, randoms, scores, params):
@@ -143,7 +143,7 @@ def draw(groups, others, scores, params, path, metric="test accuracy"):
     left.plot(ends, line.intercept + line.slope * ends, color="#bbbbbb", lw=1)
     for k, (name, members) in enumerate(ticks.items()):
         task, *kind = name.split(", ")
-        color, marker = STYLES[task] if task in STYLES else (OTHERS[name], "x")
+        color, marker = STYLES.get(task) or (OTHERS[name], "x")
         style = dict(color=color, fillstyle=FILLS[kind[0] if kind else ""], ls="none")
         x, y = (np.array([values[arch] for arch in members]) for values in (params, scores))
         above = y - (line.intercept + line.slope * x)

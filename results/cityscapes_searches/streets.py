@@ -5,7 +5,6 @@ folder of the searches and that of the trainings, it writes those two files firs
     python results/cityscapes_searches/streets.py [SEARCHES RUNS]
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,24 +18,23 @@ import report
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent / "cityscapes_cells" / "trainings.json"  # some of them for as long
+RECIPE = 60, 0.1, 5.0  # epochs, lr, grad_clip
 OBJECTIVES = ["seg", "rot", "col", "jig"]
 
 
-def read_rows(path):
-    return [row for row in json.loads(path.read_text()) if row["epochs"] == 60]
+def random_like(cells):
+    return [f"like_{arch}" for arch in cells]
 
 
 def difference_table(groups, published, scores, params):
     without, found = sum([*groups.values()][1:], []), sum(groups.values(), [])
-    rows = []
+    randoms, rows = random_like(found), []
     for name, cells in [("found", found), ("without labels", without)]:
-        pairs = [f"like_{arch}" for arch in cells]
-        row = f"{name} - random of its size", cells, pairs
+        row = f"{name} - random of its size", cells, random_like(cells)
         rows.append(compare.difference_row(*row, scores, params, pairs=True))
-    partners = [f"like_{arch}" for arch in found]
     for row in [
-        ("found - random", found, partners),
-        ("without labels - random", without, partners),
+        ("found - random", found, randoms),
+        ("without labels - random", without, randoms),
         ("without labels - with labels", without, groups["seg"]),
         ("found - published", found, published),
     ]:
@@ -48,24 +46,25 @@ def supernet_row(task, searches):
     """What the supernets of one objective reach on the evaluation images."""
     metrics = [s["meta"]["evaluation"] for s in searches if s["meta"]["task"] == task]
     name = "miou" if task == "seg" else "top1"
+    shown = compare.METRICS[name]
     grey = f"{metrics[0]['grey']:.1f}" if "grey" in metrics[0] else None
-    return [task, name, ", ".join(f"{metric[name]:.1f}" for metric in metrics), grey]
+    return [task, shown, ", ".join(f"{metric[name]:.1f}" for metric in metrics), grey]
 
 
 def main():
     if len(sys.argv) > 1:
         tables.collect(HERE, *sys.argv[1:])
     searches = cli.read_json(HERE / "searches.json", [{"id": str, "meta": genotypes.META}])
-    ours, others = read_rows(HERE / "trainings.json"), read_rows(PUBLISHED)
-    scores = {row["arch"]: max(row["miou"]) for row in ours + others}
-    params = {row["arch"]: row["params"] for row in ours + others}
-    published = [row["arch"] for row in others]
+    published = tables.rows_of(PUBLISHED, RECIPE)
+    trained = tables.rows_of(HERE / "trainings.json", RECIPE) | published
+    scores = {arch: max(row["miou"]) for arch, row in trained.items()}
+    late = {arch: np.mean(row["miou"][-10:]) for arch, row in trained.items()}
+    params = {arch: row["params"] for arch, row in trained.items()}
     groups = {task: [f"{task}_k1_s{seed}" for seed in range(3)] for task in OBJECTIVES}
-    partners = [f"like_{arch}" for arch in sum(groups.values(), [])]
+    randoms = random_like(sum(groups.values(), []))
 
-    print("\n".join(tables.objective_table(groups, partners, scores, params)))
+    print("\n".join(tables.objective_table(groups, randoms, scores, params)))
     print("\n".join(difference_table(groups, published, scores, params)))
-    late = {row["arch"]: np.mean(row["miou"][-10:]) for row in ours + others}
     print("By the mean of the last ten epochs:\n")
     print("\n".join(difference_table(groups, published, late, params)))
     print("\n".join(tables.order_lines(groups, scores)))
@@ -75,7 +74,7 @@ def main():
     print("\n".join(report.search_table(searches, [])))
     print("\n".join(report.likeness_tables(searches)))
     print("\n".join(tables.of_one_objective(searches)))
-    tables.draw(groups, (partners, published), scores, params, HERE / "cells.png", "mIoU")
+    tables.draw(groups, (randoms, published), scores, params, HERE / "cells.png", "mIoU")
 
 
 main()

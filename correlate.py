@@ -17,6 +17,7 @@ import cli
 import numpy as np
 from cli import NUMBER, InputError, at_least
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from scipy import special, stats
 
 import genotypes
@@ -317,7 +318,7 @@ def draw_scatter(space, numbers, by_loss):
 def draw_experiments(space, numbers):
     """A column for each target. Fig. 5, the mean and two deviations by each predictor, against the
     architectures drawn and, where it is known, the time to train them; below, rho with the 95%
-    interval that it would have with fewer architectures."""
+    interval that it would have with fewer architectures. Dotted: the deviations, the intervals."""
     targets, curves = list(dict.fromkeys(s["target"] for s in numbers["random_search"])), []
     for search in numbers["random_search"]:
         m, mean, std, seconds = np.transpose([[*row.values()] for row in search["curve"]])
@@ -339,11 +340,14 @@ def draw_experiments(space, numbers):
             dataset, task = predictor.rsplit(" ", 1)
             color, marker = STYLES.get(task, ("black", "P"))
             line = "-" if target.rsplit(" ", 1)[0] == dataset else "--"
-            ax.fill_between(x, low, high, color=color, alpha=0.07, linewidth=0)
+            for limit in (low, high):
+                ax.plot(x, limit, ":", color=color, lw=0.8)
             ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
             what = "rho [95%]" if row == "architectures" else f"{target} of the best"
             ax.set(xlabel=row, ylabel=what)
             ax.set_xscale("log", base=2)
+            if row.startswith("hours"):
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.grid(alpha=0.3)
     for ax in axes[0]:

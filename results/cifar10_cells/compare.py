@@ -7,6 +7,7 @@ trainings.json; given the folder of the runs, from these, which it writes to tra
 import json
 import statistics
 import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -75,12 +76,12 @@ def welch(a, b):
     return np.array([np.mean(a) - np.mean(b), interval.low, interval.high])
 
 
-def without_one(a, b, pairs):
-    """The least and the largest difference if one cell, or one pair of cells, is left out."""
-    rests = [(np.delete(a, k), np.delete(b, k) if pairs else b) for k in range(len(a))]
-    rests += [] if pairs else [(a, np.delete(b, k)) for k in range(len(b))]
-    means = [np.mean(x) - np.mean(y) for x, y in rests]
-    return min(means), max(means)
+def without_one(first, second, pairs):
+    """Two groups of cells without one cell, or without one pair of cells."""
+    for k in range(len(first)):
+        yield first[:k] + first[k + 1 :], second[:k] + second[k + 1 :] if pairs else second
+    for k in range(0 if pairs else len(second)):
+        yield first, second[:k] + second[k + 1 :]
 
 
 def at_equal_size(scores, params, first, second):
@@ -119,16 +120,23 @@ def mean_scores(table):
     return {arch: statistics.mean(found[seed] for seed in seeds) for arch, found in table.items()}
 
 
-DIFFERENCE = ["difference", "cells", "points [95%]", "leave one out", "at equal parameters [95%]"]
+DIFFERENCE = ["difference", "cells", "points [95%]", "leave one out"]
+DIFFERENCE += ["at equal parameters [95%]", "leave one out"]
 
 
 def difference_row(name, first, second, scores, params, pairs=False):
-    """By the cells of two groups, or of pairs."""
-    a, b = (np.array([scores[arch] for arch in group]) for group in (first, second))
-    row = [name, f"{len(a)} pairs" if pairs else f"{len(a)}, {len(b)}"]
-    row.append(text(paired(a - b) if pairs else welch(a, b)))
-    row.append("{:+.2f} to {:+.2f}".format(*without_one(a, b, pairs)))
-    return [*row, text(at_equal_size(scores, params, first, second))]
+    """By the cells of two groups, or of pairs; and the least and the largest difference if one
+    cell, or one pair, is left out."""
+
+    def plain(first, second):
+        a, b = (np.array([scores[arch] for arch in group]) for group in (first, second))
+        return paired(a - b) if pairs else welch(a, b)
+
+    row = [name, f"{len(first)} pairs" if pairs else f"{len(first)}, {len(second)}"]
+    for difference in (plain, partial(at_equal_size, scores, params)):
+        rest = [difference(*groups)[0] for groups in without_one(first, second, pairs)]
+        row += [text(difference(first, second)), f"{min(rest):+.2f} to {max(rest):+.2f}"]
+    return row
 
 
 def compare(rows, metric):
@@ -160,6 +168,11 @@ def compare(rows, metric):
     for more, found in (("", archs["with"]), (", the paper's own", released)):
         name = f"without labels - with labels{more}"
         body.append(difference_row(name, archs["without"], found, scores, params))
+    leads = {
+        arch: scores[arch] - scores[f"like_{arch}"] for arch in archs["without"] + archs["with"]
+    }
+    row = "their leads over random ones of their size", archs["without"], archs["with"]
+    body.append(difference_row(*row, leads, params))
     lines += cli.markdown_table(DIFFERENCE, body)
     if len(seeds) > 1:
         within = np.sqrt(np.mean([np.var([*t.values()], ddof=1) for t in table.values()]))
@@ -212,19 +225,22 @@ def draw_sizes(ax, tables, params, main, metric):
         members = [arch for arch in scores if group_of(arch) == group]
         x, y = ([values[arch] for arch in members] for values in (params, scores))
         ax.plot(x, y, "o", color=color, label=label)
-    ax.set(xlabel="parameters", ylabel=f"{metric}, {name_of(main)}, mean of seeds")
+    seeds = ", ".join(map(str, common_seeds(tables[main])))
+    ax.set(xlabel="parameters", ylabel=f"{metric}, {name_of(main)}, seed {seeds}")
     ax.legend(fontsize=8)
 
 
 def draw_lengths(ax, tables, main, metric):
     """The metric against the length of the training, of cells with several recipes."""
+    rates = {recipe[1] for recipe in tables}
     for lr, style in ((0.05, "o:"), (main[1], "o-")):
         same = {r[0]: table for r, table in tables.items() if r[1:] == (lr, main[2])}
         for arch in tables[main]:
             if len(same) > 1 and all(arch in table for table in same.values()):
                 line = [*same], [table[arch][1] for table in same.values()]
                 ax.plot(*line, style, color=GROUPS[group_of(arch)][1], ms=4)
-    ax.set(xlabel="epochs of the training (dotted: lr 0.05)", ylabel=f"{metric}, seed 1")
+    dotted = " (dotted: lr 0.05)" if 0.05 in rates else ""
+    ax.set(xlabel=f"epochs of the training{dotted}", ylabel=f"{metric}, seed 1")
     ax.set_xscale("log", base=2)
     lengths = sorted({recipe[0] for recipe in tables})
     ax.set_xticks(lengths, lengths)

@@ -25,8 +25,8 @@ import report
 HERE = Path(__file__).parent
 RECIPE = 16, 0.1, 5.0  # epochs, lr, grad_clip: that of results/cifar10_cells
 FILLS = {"": "full", "partial": "none", "12 epochs": "left"}  # of markers
-OTHERS = {"random": "#bbbbbb", "published": "#666666"}  # cells of the other study: colours
-STYLES = correlate.STYLES | {"seg": ("black", "P")}
+OTHERS = {"random": ("#bbbbbb", "x"), "published": ("black", "+")}  # cells of the other study
+STYLES = correlate.STYLES | {"seg": ("black", "P")} | OTHERS  # colour, marker
 OBJECTIVES = ["cls", "rot", "col", "jig"]
 KINDS = {"_k1": "", "_k4": ", partial", "12_k1": ", 12 epochs"}  # of searches: in ids, in names
 KEPT_ALPHAS = 12  # those of the last epochs
@@ -78,8 +78,14 @@ def objective_table(groups, randoms, scores, params):
 
 
 def gain_line(name, gains) -> str:
-    """Of pairs of searches of one seed, which start from the same weights and images."""
-    return f"{name}: {compare.text(compare.paired(gains))} ({len(gains)} pairs of searches)"
+    """{architecture: what its search gains over another of the same seed}. All searches of one seed
+    start from the same weights and images, so the interval is over the means of the seeds."""
+    of_seeds = {}
+    for arch, gain in gains.items():
+        of_seeds.setdefault(arch[-1], []).append(gain)
+    means = [np.mean(of_seed) for _, of_seed in sorted(of_seeds.items())]
+    each = ", ".join(f"{mean:.2f}" for mean in means)
+    return f"{name}: {compare.text(compare.paired(means))} (seeds: {each}; {len(gains)} pairs)"
 
 
 def order_lines(groups, scores):
@@ -143,7 +149,7 @@ def draw(groups, others, scores, params, path, metric="test accuracy"):
     left.plot(ends, line.intercept + line.slope * ends, color="#bbbbbb", lw=1)
     for k, (name, members) in enumerate(ticks.items()):
         task, *kind = name.split(", ")
-        color, marker = STYLES.get(task) or (OTHERS[name], "x")
+        color, marker = STYLES[task]
         style = dict(color=color, fillstyle=FILLS[kind[0] if kind else ""], ls="none")
         x, y = (np.array([values[arch] for arch in members]) for values in (params, scores))
         above = y - (line.intercept + line.slope * x)
@@ -194,7 +200,7 @@ def tables(folder, cells, others):
     for kind in ("_k4", "12_k1"):
         same = {arch: arch.replace(kind, "_k1") for arch in found if kind in arch}
         if same:
-            print(gain_line(f"{kind} - _k1", [scores[a] - scores[b] for a, b in same.items()]))
+            print(gain_line(f"{kind} - _k1", {a: scores[a] - scores[b] for a, b in same.items()}))
     print()
     for partial in ("", ", partial"):
         if f"cls{partial}" in groups:
@@ -225,8 +231,7 @@ def main():
         print(f"# --alpha_lr {alpha_lr}\n")
         found[alpha_lr] = tables(folder_of(alpha_lr), cells, others)
     slow, fast = found.values()
-    pairs = sorted(slow.keys() & fast.keys())
-    print(gain_line("3e-2 - 3e-3", [fast[arch] - slow[arch] for arch in pairs]))
+    print(gain_line("3e-2 - 3e-3", {arch: fast[arch] - slow[arch] for arch in slow}))
 
 
 if __name__ == "__main__":

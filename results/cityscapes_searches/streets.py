@@ -55,8 +55,8 @@ def main():
     if len(sys.argv) > 1:
         tables.collect(HERE, *sys.argv[1:])
     searches = cli.read_json(HERE / "searches.json", [{"id": str, "meta": genotypes.META}])
-    published = tables.rows_of(PUBLISHED, RECIPE)
-    trained = tables.rows_of(HERE / "trainings.json", RECIPE) | published
+    others = tables.rows_of(PUBLISHED, RECIPE)
+    trained, published = tables.rows_of(HERE / "trainings.json", RECIPE) | others, [*others]
     scores = {arch: max(row["miou"]) for arch, row in trained.items()}
     late = {arch: np.mean(row["miou"][-10:]) for arch, row in trained.items()}
     params = {arch: row["params"] for arch, row in trained.items()}

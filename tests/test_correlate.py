@@ -279,8 +279,8 @@ def test_segmentation_is_a_target(tmp_path):
     assert (pair["x"], pair["y"]) == (["cifar10", "rot"], ["cityscapes", "seg"])
     assert pair["rho"] == 1
     assert {search["target"] for search in table["random_search"]} == {"cityscapes seg"}
-    lines = correlate.draw_experiments("darts", table).axes[0].lines
-    dashes = {line.get_label(): line.get_linestyle() for line in lines}
+    lines, labels = correlate.draw_experiments("darts", table).axes[0].get_legend_handles_labels()
+    dashes = {label: line.get_linestyle() for label, line in zip(labels, lines)}
     assert dashes == {"cifar10 rot": "--", "cityscapes seg": "-"}  # across and within data sets
     assert (tmp_path / "o" / "scatter_darts.png").exists()
 

@@ -170,7 +170,7 @@ def replace_file(path, write, keep=None):
 
 def remove_partial_files(folder):
     """What a killed process left of `replace_file`."""
-    for partial in Path(folder).glob("*.tmp"):
+    for partial in Path(folder).glob(f"*.{'[0-9a-f]' * 8}.tmp"):
         partial.unlink()
 
 

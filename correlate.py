@@ -76,7 +76,7 @@ def read_result(path, score, by_loss):
 
 
 def read_release(path, score, by_loss):
-    space, dataset, task, seed = path.absolute().parent.parts[-4:]
+    space, dataset, task, seed = ("", "", "", *path.absolute().parent.parts)[-4:]
     space = space.replace("nas_bench", "nasbench101")
     if space not in SPACES or score != "best" or by_loss:
         why = "expected darts|nas_bench/<data set>/<task>/<run>/, --score best and no --by_loss"
@@ -310,7 +310,8 @@ def draw_scatter(space, numbers, by_loss):
         ax.axline((np.median(x), np.median(y)), slope=stats.theilslopes(y, x).slope, color=color)
         ax.set_title(f"ρ = {format_rho(pair['rho'], pair['rho_interval'])}", fontsize=10)
         unit = ", -loss" if pair["x"][1] in by_loss else ""
-        ax.set(xlabel=f"{target} ({SPACES[space]})", ylabel=predictor + unit)
+        ax.set_xlabel(cli.plain(f"{target} ({SPACES[space]})"))
+        ax.set_ylabel(cli.plain(predictor + unit))
         ax.grid(alpha=0.3)
     return figure
 
@@ -342,9 +343,9 @@ def draw_experiments(space, numbers):
             line = "-" if target.rsplit(" ", 1)[0] == dataset else "--"
             for limit in (low, high):
                 ax.plot(x, limit, ":", color=color, lw=0.8)
-            ax.plot(x, y, line + marker, color=color, ms=5, label=predictor)
+            ax.plot(x, y, line + marker, color=color, ms=5, label=cli.plain(predictor))
             what = "rho [95%]" if row == "architectures" else f"{target} of the best"
-            ax.set(xlabel=row, ylabel=what)
+            ax.set(xlabel=row, ylabel=cli.plain(what))
             ax.set_xscale("log", base=2)
             if row.startswith("hours"):
                 ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -408,6 +409,8 @@ def report_lines(space, numbers) -> list:
 
 def main(args):
     columns = read(args.folders, args.score, args.by_loss)
+    if not columns:
+        raise InputError(f"{', '.join(args.folders)}: no training in the files there")
     tasks = {task for rankings in columns.values() for _, task in rankings}
     if missing := sorted({*args.by_loss} - tasks):
         raise InputError(f"--by_loss {missing[0]}: no training of it in these folders")

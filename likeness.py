@@ -50,7 +50,7 @@ def decided(meta) -> list:
     for choices in zip(*epochs):
         cell, *leads = choices[0]
         stood = [*takewhile(lambda choice: choice[0] == cell, choices)]
-        found.append((len(stood), len(epochs), *leads))
+        found.append((len(stood), len(history), *leads))
     return found
 
 

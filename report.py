@@ -41,8 +41,10 @@ PAPER = {  # ± standard deviation where it is known
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="A page about searches and trainings.")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="what the page is about")
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first folder)")
+    add = parser.add_argument
+    add("folders", nargs="+", type=cli.path, metavar="FOLDER", help="what the page is about")
+    text = "where to write (default: the first folder)"
+    add("--out", type=cli.path, metavar="DIR", help=text)
     return parser.parse_args(argv)
 
 
@@ -66,10 +68,11 @@ def add_titles(searches):
             search["group"] += f", settings {1 + found.index(recipe(meta))}"
         search["title"] = f"{search['group']}, seed {meta['seed']}"
         titles[search["title"]] += 1
-    top = os.path.commonpath([path.parents[1] for path in searches]) if searches else ""
-    for path, search in searches.items():
+    folders = [path.absolute().parent for path in searches]
+    top = os.path.commonpath([folder.parent for folder in folders]) if folders else ""
+    for folder, search in zip(folders, searches.values()):
         if titles[search["title"]] > 1:
-            search["title"] += f", {path.parent.relative_to(top).as_posix()}"
+            search["title"] += f", {folder.relative_to(top).as_posix()}"
 
 
 def hardware(run):
@@ -296,7 +299,7 @@ def main(args):
         lines += cli.markdown_table(head, [[name, *row] for name, row in pictures.items()])
         lines += [*sorted(settings), ""]
     for path in correlations:
-        text = (path.parent / "report.md").read_text(encoding="utf-8").replace("\n#", "\n##")
+        text = (path.parent / "report.md").read_text("utf-8", "replace").replace("\n#", "\n##")
         folder = Path(os.path.relpath(path.parent, out)).as_posix()
         lines += ("#" + text.replace("](", f"]({folder}/")).split("\n")
     rows = [row for rows in tables.values() for row in rows]

@@ -31,8 +31,9 @@ def setup(args, distributed=True):
     device = open_device(name)
     if args.sync_bn and device.type == "cpu":
         raise InputError("--sync_bn: PyTorch has synchronised BN for GPUs only")
-    if world > 1 and not dist.is_initialized():
+    if distributed and "WORLD_SIZE" in os.environ:
         end_with_parent()
+    if world > 1 and not dist.is_initialized():
         join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if distributed:  # torchrun --max_restarts; on several nodes not all count the same restarts
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

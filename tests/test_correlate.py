@@ -434,6 +434,24 @@ def test_malformed(tmp_path, capsys, content, message):
     assert "argument [NAME=]FOLDER" in capsys.readouterr().err
 
 
+def test_a_release_without_trainings_or_their_folders(tmp_path):
+    path = tmp_path / "darts" / "cifar10" / "rot" / "1" / "sweep_summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"job_summaries": []}')
+    with pytest.raises(InputError, match="no training in the files there"):
+        run(tmp_path / "o", tmp_path)
+    for path in ("/a/sweep_summary.json", "/a/b/c/d/sweep_summary.json"):
+        with pytest.raises(InputError, match=r"expected darts\|nas_bench/"):
+            next(correlate.read_release(Path(path), "best", ()))
+
+
+def test_a_name_with_dollars_is_no_mathematics(tmp_path):
+    for k, task in itertools.product(range(3), ("cls", "rot")):
+        write_result(tmp_path / "a", k, task, k)
+    table = run(tmp_path / "o", rf"$\foo$={tmp_path / 'a'}")["darts"]
+    assert table["pairs"][0]["x"] == [r"$\foo$", "rot"]
+
+
 def test_a_folder_with_an_equals_sign(tmp_path):
     for k in range(3):
         write_result(tmp_path / "lr=0.1", k, "cls", k)

@@ -171,6 +171,20 @@ def test_a_killed_rank(found, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_torchrun_leaves_no_rank(tmp_path):
+    """Not even a single one, without which its folder would stay locked."""
+    process = torchrun(1, "train.py", *ranks.STOPPED, "--epochs", "1000", "--out", tmp_path)
+    while not (tmp_path / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)  # until the rank has closed stderr, too
+    assert process.returncode == -signal.SIGKILL
+    with FileLock(tmp_path / ".lock", timeout=0):
+        pass
+
+
+@pytest.mark.slow
 def test_sigterm_to_torchrun(imagenet, tmp_path):
     """Which passes it to the ranks and to the workers that decode for them."""
     argv = ["search.py", *ranks.SMALL, "--dataset", "imagenet", "--data", imagenet]

@@ -67,8 +67,9 @@ def test_a_sweep_ends_on_a_full_disk(tmp_path, capsys, monkeypatch):
 
 def test_partial_files_are_removed_at_the_next_start(tmp_path):
     (tmp_path / "checkpoint.pt.0a1b2c3d.tmp").write_text("half")
+    (tmp_path / "notes.tmp").write_text("somebody's own")
     train.main(train.parse_args([*TRAIN, "--out", str(tmp_path), "--resume"]))
-    assert not list(tmp_path.glob("*.tmp"))
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["notes.tmp"]
 
 
 def test_a_picture_is_whole_or_not_there(tmp_path, capsys, monkeypatch):

@@ -63,6 +63,8 @@ def test_for_how_long_a_cell_has_stood():
     history = [{"alphas": alphas.tolist()} for alphas in (x, x, y, x, 2 * x)]
     meta = {"history": history, "identity": {"alpha_start": 1}}
     assert [row[:2] for row in likeness.decided(meta)] == [(4, 4), (2, 4)]
+    history[1]["alphas"] = None  # not kept
+    assert [row[:2] for row in likeness.decided(meta)] == [(3, 4), (2, 4)]
     assert likeness.decided({**meta, "identity": {"alpha_start": 5}}) == []
     assert likeness.decided({"history": [{}], "identity": {}}) == []
 

@@ -310,6 +310,18 @@ def test_searches_in_folders_of_one_name(tmp_path):
         assert f"| rot on imagenet, seed 0, {folder}/search_rot | 2/2 |" in text
 
 
+def test_searches_in_this_folder_and_elsewhere(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        write_search(tmp_path / folder, "rot", "darts_v2")
+    monkeypatch.chdir(tmp_path / "a" / "search_rot")
+    report.main(report.parse_args([".", str(tmp_path / "b")]))
+    text = Path("report.md").read_text()
+    for folder in ("a", "b"):
+        assert f"| rot on imagenet, seed 0, {folder}/search_rot | 2/2 |" in text
+    with pytest.raises(SystemExit):  # "$RUNS" that is not set is not this folder
+        report.parse_args([""])
+
+
 def test_published_cells_of_a_list(tmp_path):
     """By their names, if they are these cells."""
     write_result(tmp_path, "archs.json:pdarts", "pdarts", 0, 60)

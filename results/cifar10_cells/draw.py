@@ -1,5 +1,5 @@
 """The architectures of a study: some cells, here 17 published ones, and for each a random one of
-its size.
+its size, that of a network for CIFAR-10 of this width and depth.
 
 PYTHONPATH=. python results/cifar10_cells/draw.py > archs.json
 PYTHONPATH=. python results/cifar10_cells/draw.py found.json 16 6 > archs.json  # FILE WIDTH LAYERS

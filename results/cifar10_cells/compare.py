@@ -232,14 +232,13 @@ def draw_sizes(ax, tables, params, main, metric):
 
 def draw_lengths(ax, tables, main, metric):
     """The metric against the length of the training, of cells with several recipes."""
-    rates = {recipe[1] for recipe in tables}
     for lr, style in ((0.05, "o:"), (main[1], "o-")):
         same = {r[0]: table for r, table in tables.items() if r[1:] == (lr, main[2])}
         for arch in tables[main]:
             if len(same) > 1 and all(arch in table for table in same.values()):
                 line = [*same], [table[arch][1] for table in same.values()]
                 ax.plot(*line, style, color=GROUPS[group_of(arch)][1], ms=4)
-    dotted = " (dotted: lr 0.05)" if 0.05 in rates else ""
+    dotted = " (dotted: lr 0.05)" if any(recipe[1] == 0.05 for recipe in tables) else ""
     ax.set(xlabel=f"epochs of the training{dotted}", ylabel=f"{metric}, seed 1")
     ax.set_xscale("log", base=2)
     lengths = sorted({recipe[0] for recipe in tables})

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -317,14 +318,23 @@ def environment(device):
     folder = Path(__file__).parent
     commit = subprocess.getoutput(f'git -C "{folder}" describe --always --dirty 2>{os.devnull}')
     versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": commit or None,  # no git, or not a clone
         "world_size": utils.world_size(),
         "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
     }
+
+
+def processor():
+    """The CPU, its vector instructions and the threads, by which PyTorch chooses its kernels: on
+    another one they round otherwise."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the name
+    found = cpuinfo.exists() and re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+    name = found[1] if found else platform.processor() or platform.machine()
+    vectors, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{name}, {vectors}, {threads} threads"
 
 
 def settings_of(args):

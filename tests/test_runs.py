@@ -694,6 +694,14 @@ def test_bad_input_as_a_command(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and "resnet50" in done.stderr
 
 
+def test_the_processor_is_named():
+    name = runs.environment(torch.device("cpu"))["device"]
+    assert name.endswith(f", {torch.backends.cpu.get_cpu_capability()}, 1 threads")
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in cpuinfo.read_text():
+        assert f": {name.split(', ')[0]}\n" in cpuinfo.read_text()
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda args: 1 / 0, lambda argv: None)

@@ -16,6 +16,7 @@ import genotypes
 
 HERE = Path(__file__).parent  # with the lists of architectures
 OWN = ["seed", "params", "macs", "seconds", "date", "git_commit"]
+WHERE = ["device", "versions", "world_size"]  # where one differs from the first of its sweep
 CURVES = ["loss", "top1", "miou"]  # on the evaluation images, of each epoch
 DERIVED = ["arch", "genotype", "epochs", "best", "final", "args"]
 
@@ -33,9 +34,11 @@ def pack(file, runs):
         result = genotypes.read_result(path)
         sweep = path.relative_to(runs).parents[1].as_posix()
         common = shared(result)
-        if settings.setdefault(sweep, common) != common:
-            raise cli.InputError(f"{path}: other settings than those before it")
+        first = settings.setdefault(sweep, common)
         row = {"sweep": sweep, "arch": result["arch"], **{name: result[name] for name in OWN}}
+        row |= {name: common[name] for name in WHERE if common[name] != first[name]}
+        if common | {name: first[name] for name in WHERE} != first:
+            raise cli.InputError(f"{path}: other settings than those before it")
         for name in CURVES:
             if name in result["epochs"][0]:
                 row[name] = [round(epoch[name], 6) for epoch in result["epochs"]]
@@ -48,7 +51,8 @@ def pack(file, runs):
 def unpack(file, runs):
     packed, load_archs = json.loads(file.read_text()), lru_cache(genotypes.load_archs)
     for row in packed["trainings"]:
-        result = packed["settings"][row["sweep"]] | {name: row[name] for name in OWN}
+        own = {name: row[name] for name in (*OWN, *WHERE) if name in row}
+        result = packed["settings"][row["sweep"]] | own
         curves = {name: row[name] for name in CURVES if name in row}
         archs, scores = HERE / f"{result['space']}.json", row[result["metric"]]
         genotype = load_archs(archs)[row["arch"]]

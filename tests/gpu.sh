@@ -15,6 +15,7 @@ check() { # NAME COMMAND
 }
 resume() { # stopped in its third epoch, a run ends with the numbers of the whole one
     local run="--limit 400 --epochs 4 --deterministic --print_every 1 --out $out"
+    rm -rf "$out"/{whole,stopped}_$1
     python "$@" $run/whole_$1 && { python "$@" $run/stopped_$1 & } || return
     until grep -qs '"epoch": 3, "step": 2' "$out/stopped_$1/log.jsonl"; do
         kill -0 $! && sleep 0.1 || return

@@ -179,7 +179,9 @@ def test_memory_formats_are_tried_on_all_tiles(monkeypatch):
 FAKE = """#!/bin/bash
 echo "$@" >> calls
 case "$*" in
-*/stopped) mkdir -p runs/gpu/stopped; echo '"epoch": 3, "step": 2' > runs/gpu/stopped/log.jsonl
+*"$BROKEN"*) exit 2 ;;
+*"--out runs/gpu/stopped_"*.py) out=runs/gpu/stopped_$1
+    mkdir -p $out; echo '"epoch": 3, "step": 2' > $out/log.jsonl
     trap "exit 75" TERM; while true; do sleep 0.02; done ;;
 esac
 """
@@ -187,14 +189,19 @@ esac
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_the_script_for_gpus(tmp_path):
-    """Its commands, as a fake `python` gets them, are those of the scripts."""
+    """Its commands, as a fake `python` gets them, are those of the scripts; a broken one does not
+    keep it from the others."""
     (tmp_path / "tests").mkdir()
     script = shutil.copy(Path(__file__).parent / "gpu.sh", tmp_path / "tests")
     for name in ("python", "torchrun"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True, timeout=60)
+
+    def start(broken):
+        env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "BROKEN": broken}
+        return subprocess.run(["bash", script], env=env, capture_output=True, text=True, timeout=60)
+
+    done = start("nothing")
     assert (done.returncode, done.stderr) == (0, "")
     seen = set()
     for line in (tmp_path / "calls").read_text().splitlines():
@@ -203,4 +210,9 @@ def test_the_script_for_gpus(tmp_path):
             if name in words:
                 args = module.parse_args(words[words.index(name) + 1 :])
                 seen.add((name, args.task, args.amp, args.deterministic, args.out))
-    assert len(seen) == 1 + 5 * (4 + 5) + 2 and "-m pytest -q" in (tmp_path / "calls").read_text()
+    assert len(seen) == 1 + 5 * (4 + 5) + 4 and "-m pytest -q" in (tmp_path / "calls").read_text()
+    well = {line for line in done.stdout.splitlines() if line.startswith("ok: ")}
+    done = start("amp fp16")
+    failed = {line for line in done.stdout.splitlines() if line.startswith("FAILED: ")}
+    assert done.returncode == 1 and len(failed) == 10 and "FAILED: search_col__amp_fp16" in failed
+    assert well - {*done.stdout.splitlines()} == {line.replace("FAILED", "ok") for line in failed}

@@ -198,11 +198,16 @@ def count_kernels(case):
 def peak_memory(case, side):
     """MiB by which four steps raise the peak of a process, or of its tensors on a GPU; called in a
     process of its own."""
-    step, on_gpu = search_steps(**case)[side], DEVICE.type == "cuda"
-    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else memory("VmHWM")
+
+    def peak():
+        on_gpu = DEVICE.type == "cuda"
+        return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else memory("VmHWM")
+
+    step = search_steps(**case)[side]
+    before = peak()
     for _ in range(4):
         step()
-    return (torch.cuda.max_memory_allocated() / 2**20 if on_gpu else memory("VmHWM")) - before
+    return peak() - before
 
 
 def supernet(args):

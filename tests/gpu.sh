@@ -4,7 +4,7 @@
 # they write and print is below OUT (runs/gpu). The exit code is 1 if anything failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export out=${OUT:-runs/gpu} tasks="rot col jig cls seg"
+export out=${OUT:-runs/gpu}
 python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch sees no GPU")' || exit
 mkdir -p "$out/logs" && rm -f "$out/failed"
 
@@ -23,17 +23,15 @@ resume() { # stopped in its third epoch, a run ends with the numbers of the whol
     kill -TERM $! && wait $!
     [ $? = 75 ] && python "$@" $run/stopped_$1 --resume || return
     python - "$out/whole_$1" "$out/stopped_$1" <<'END'
-import json, pathlib, sys
-whole, stopped = map(pathlib.Path, sys.argv[1:])
-def epochs(out):
-    if (out / "result.json").exists():
-        return json.loads((out / "result.json").read_text())["epochs"]
-    return json.loads((out / "genotype.json").read_text())["meta"]["history"]
-assert epochs(whole) == epochs(stopped), "a resumed run differs from the whole one"
+import pathlib, sys
+import runs
+whole, stopped = (runs.load_checkpoint(pathlib.Path(out))[1]["history"] for out in sys.argv[1:])
+assert whole == stopped, "a resumed run differs from the whole one"
 END
 }
 checks() { # what `check` is called with, a line each; first what takes longest
     local train="python train.py --arch darts_v2 --limit 400 --epochs 1" task how name
+    local tasks="rot col jig cls seg"
     for task in $tasks; do
         echo "compile_$task $train --task $task --layers 5 --compile --out $out/compile_$task"
     done

@@ -696,7 +696,8 @@ def test_bad_input_as_a_command(tmp_path):
 
 def test_the_processor_is_named():
     name = runs.environment(torch.device("cpu"))["device"]
-    assert name.endswith(f", {torch.backends.cpu.get_cpu_capability()}, 1 threads")
+    vectors, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    assert name.endswith(f", {vectors}, {threads} threads")
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and "model name" in cpuinfo.read_text():
         assert f": {name.split(', ')[0]}\n" in cpuinfo.read_text()

@@ -163,6 +163,8 @@ def group_table(rows) -> list:
         least = stats.t.ppf(0.975, freedom) * std * (1 / n + 1 / m) ** 0.5
         text = f"Cells of one group vary by {std:.2f}, so that differences between groups below "
         text += f"{least:.2f} cannot be told apart."
+    if len({frozenset(row["seeds"]) for row in rows}) > 1:
+        text += " Not all cells have the same seeds, which may be why their means differ."
     head = ["cells", "number", f"{rows[0]['metric']}, mean ± std", "95% interval", "best"]
     return [*cli.markdown_table(head, lines), text, ""]
 

@@ -21,8 +21,8 @@ def lines(folders, by_loss):
     n = len(table[f"{a} cls"])
     sample = np.random.default_rng(0).integers(n, size=(2000, n))
     archs = np.vstack([np.arange(n), sample])  # all of them, then those of each sample
-    means = {label: correlate.of_seeds(column, "score").mean(0) for label, column in table.items()}
-    scores = {label: values[archs] for label, values in means.items()}  # (1 + 2000, n)
+    seeds = {label: correlate.of_seeds(column, "score") for label, column in table.items()}
+    scores = {a: x.mean(0).round(9)[archs] for a, x in seeds.items()}  # (1 + 2000, n)
 
     def rhos(tasks, targets):  # of the tasks on a and b with cls on the targets, (1 + 2000,)
         pairs = [(f"{x} {task}", f"{y} cls") for task in tasks for x, y in zip((a, b), targets)]

@@ -82,7 +82,7 @@ def gain_line(name, gains) -> str:
     start from the same weights and images, so the interval is over the means of the seeds."""
     of_seeds = {}
     for arch, gain in gains.items():
-        of_seeds.setdefault(arch[-1], []).append(gain)
+        of_seeds.setdefault(arch.rsplit("_s", 1)[1], []).append(gain)
     means = [np.mean(of_seed) for _, of_seed in sorted(of_seeds.items())]
     each = ", ".join(f"{mean:.2f}" for mean in means)
     return f"{name}: {compare.text(compare.paired(means))} (seeds: {each}; {len(gains)} pairs)"
@@ -118,6 +118,9 @@ def of_one_objective(searches):
     for k, search in enumerate(searches):
         by_seed.setdefault(search["meta"]["seed"], []).append(k)
     first, *others = by_seed.values()  # each in the order of the objectives
+    tasks = [[searches[k]["meta"]["task"] for k in of_seed] for of_seed in by_seed.values()]
+    if any(of_seed != tasks[0] for of_seed in tasks):
+        raise cli.InputError(f"one search of each objective and seed is needed, not {tasks}")
     table = likeness.compare(searches)
 
     def gain(*orders):  # of each seed, the searches of the first objective, the second, ...

@@ -90,9 +90,7 @@ def at_least(minimum, kind=float, below=None):
             raise ValueError
         return value
 
-    number.__name__ = f"{kind.__name__} >= {minimum}"
-    if below:
-        number.__name__ += f" and < {below}"
+    number.__name__ = f"{kind.__name__} >= {minimum}" + (f" and < {below}" if below else "")
     return number
 
 

@@ -125,17 +125,13 @@ def of_seeds(column, field):
     return np.array([[runs[seed][field] for runs in column] for seed in seeds])
 
 
-def all_finite(runs):
-    return all(math.isfinite(run["score"]) for run in runs.values())
-
-
 def common_table(space, columns):
     """{"<data set> <task>": [{seed: training}, ...] of the same n architectures}, and notes. Where
     one lacks a seed, its mean would be one over other seeds, which are better or worse."""
     complete = []
     for column in columns.values():
         seeds = set().union(*column.values())
-        finite = [key for key, runs in column.items() if all_finite(runs)]
+        finite = [k for k, runs in column.items() if np.isfinite(of_seeds([runs], "score")).all()]
         complete.append({key for key in finite if len(column[key]) == len(seeds)})
     common = sorted(set.intersection(*complete))
     if len(common) < 3:

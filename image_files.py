@@ -160,8 +160,7 @@ def survey(files):
     sample = range(0, len(files), 1 + (len(files) - 1) // 1000)
     looks, whites = list(try_all(look, sample, "images looked at")[0].values()), {}
     for kind, choices in (("I", WHITES[1:]), ("F", WHITES)):
-        values = [float(top) for _, found, top in looks if found == kind]
-        if values:
+        if values := [float(top) for _, found, top in looks if found == kind]:
             whites[kind] = next((white for white in choices if white >= max(values)), max(values))
     why = f"the largest value in {len(looks)} images"
     notes = [f"mode {kind}: {white:g} is white, by {why}" for kind, white in whites.items()]

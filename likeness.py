@@ -132,9 +132,7 @@ def chance(draws=1000, seed=0):
     rng, cells = random.Random(seed), []
     while len(cells) < 2 * draws:
         genotype = sample.draw_darts(rng)
-        for cell in (genotype.normal, genotype.reduce):
-            if can_be_found(cell):
-                cells.append(cell)
+        cells += filter(can_be_found, (genotype.normal, genotype.reduce))
     values = [alike(a, b) for a, b in zip(cells[:draws], cells[draws:])]
     shape = 2, draws, genotypes.NUM_EDGES, len(genotypes.PRIMITIVES)
     alphas = softmax(np.random.default_rng(seed).standard_normal(shape), -1).reshape(2, draws, -1)

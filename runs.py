@@ -41,17 +41,13 @@ import genotypes
 import utils
 
 CHECKPOINTS = "checkpoint.pt", "checkpoint.old.pt"  # the last one and the one before
-CHECKPOINT = {  # its shape, as cli.check_shape has it
-    **{"identity": {"split": str}, "epoch": int, "step": int, "seconds": NUMBER},
-    **{"history": [dict], "meters": dict, "rng": [dict]},
-}
+CHECKPOINT = {"identity": {"split": str}, "epoch": int, "step": int, "seconds": NUMBER}
+CHECKPOINT |= {"history": [dict], "meters": dict, "rng": [dict]}  # its shape: see cli.check_shape
 STOPPED = 75  # exit code EX_TEMPFAIL: start it again
 
 # The arguments that may differ between two starts of the same run
-WHERE_AND_HOW = {
-    *("arch", "data", "out", "device", "workers", "compile", "deterministic", "resume"),
-    *("print_every", "save_every"),
-}
+WHERE_AND_HOW = ["arch", "data", "out", "device", "workers", "compile", "deterministic", "resume"]
+WHERE_AND_HOW += ["print_every", "save_every"]
 
 
 def add_arguments(group):
@@ -219,12 +215,10 @@ class Run:
         rng = {"cpu": torch.get_rng_state()}  # augmentation draws from torch's generators
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {
-            **{"identity": self.identity, "epoch": self.epochs_done, "step": self.steps_done},
-            "seconds": self.seconds + time.time() - self.epoch_started,
-            **{"history": self.history, "meters": meters, "rng": utils.gather(rng)},
-            **{name: part.state_dict() for name, part in self.parts.items()},
-        }
+        state = {"identity": self.identity, "epoch": self.epochs_done, "step": self.steps_done}
+        state["seconds"] = self.seconds + time.time() - self.epoch_started
+        state |= {"history": self.history, "meters": meters, "rng": utils.gather(rng)}
+        state |= {name: part.state_dict() for name, part in self.parts.items()}
         if not utils.rank():
             path, previous = (self.out / name for name in CHECKPOINTS)
             content = io.BytesIO()  # torch.save into a file hides a full disk and Ctrl-C

@@ -110,17 +110,15 @@ def draw_darts(rng: random.Random) -> Genotype:
 
 
 @lru_cache
-def cost_with(op="none", cell="normal", stride=1, width=16, layers=20):
+def cost_with(width, layers, op="none", cell="normal", stride=1):
     """(params, MACs) of a CIFAR-10 network with one op in each cell, `none` elsewhere."""
     import model_eval  # not at the top, as torch: --help and --status run without it
-    import pretext
     import utils
 
     none, nodes = [("none", 0)] * 8, [2, 3, 4, 5]
     edge = op, 0 if stride == 2 else 2  # a reduction cell halves its two inputs
     genotype = Genotype(none, nodes, none, nodes)._replace(**{cell: [*none[:-1], edge]})
-    head = partial(pretext.PooledHead, num_classes=10)
-    build = partial(model_eval.Network, genotype, width, layers, "cifar", head)
+    build = partial(model_eval.build_network, genotype, width, layers, "cifar", num_classes=10)
     return utils.count(build, (1, 3, 32, 32))
 
 
@@ -129,9 +127,8 @@ def darts_cost(genotype: Genotype, width=16, layers=20):
     that of the size filter."""
     edges = [(op, "normal", 1) for op, _ in genotype.normal]
     edges += [(op, "reduce", 2 if j < 2 else 1) for op, j in genotype.reduce]
-    shape = dict(width=width, layers=layers)
-    costs = [cost_with(*edge, **shape) for edge in edges]
-    bases = cost_with(**shape)
+    costs = [cost_with(width, layers, *edge) for edge in edges]
+    bases = cost_with(width, layers)
     return tuple(sum(values) - 15 * base for values, base in zip(zip(*costs), bases))
 
 

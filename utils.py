@@ -54,8 +54,7 @@ def started_ranks():
             raise InputError(f"srun started {tasks} tasks of this: start one a node, with torchrun")
         return 1
     names = "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
-    missing = [name for name in names if not os.environ.get(name)]
-    if missing:
+    if missing := [name for name in names if not os.environ.get(name)]:
         raise InputError(f"WORLD_SIZE is set, {', '.join(missing)} not: start it with torchrun")
     return int(os.environ["WORLD_SIZE"])
 

@@ -169,9 +169,7 @@ def compare(rows, metric):
     for more, found in (("", archs["with"]), (", the paper's own", released)):
         name = f"without labels - with labels{more}"
         body.append(difference_row(name, archs["without"], found, scores, params))
-    leads = {
-        arch: scores[arch] - scores[f"like_{arch}"] for arch in archs["without"] + archs["with"]
-    }
+    leads = {a: scores[a] - scores[f"like_{a}"] for a in archs["without"] + archs["with"]}
     row = "their leads over random ones of their size", archs["without"], archs["with"]
     body.append(difference_row(*row, leads, params))
     lines += cli.markdown_table(DIFFERENCE, body)

@@ -201,8 +201,7 @@ def tables(folder, cells, others):
     rows = [compare.difference_row(*pair, scores, params) for pair in pairs]
     print("\n".join(cli.markdown_table(compare.DIFFERENCE, rows)))
     for kind in ("_k4", "12_k1"):
-        same = {arch: arch.replace(kind, "_k1") for arch in found if kind in arch}
-        if same:
+        if same := {arch: arch.replace(kind, "_k1") for arch in found if kind in arch}:
             print(gain_line(f"{kind} - _k1", {a: scores[a] - scores[b] for a, b in same.items()}))
     print()
     for partial in ("", ", partial"):

@@ -58,11 +58,8 @@ def unpack(file, runs):
         genotype = load_archs(archs)[row["arch"]]
         text = genotypes.to_text(genotype).replace("\n", " ")
         result["identity"] = result["identity"] | {"seed": row["seed"], "genotype": text}
-        result |= {
-            "arch": row["arch"],
-            "genotype": genotype._asdict(),
-            "args": {"arch": f"{archs}:{row['arch']}", "data": None},
-        }
+        result |= {"arch": row["arch"], "genotype": genotype._asdict()}
+        result["args"] = {"arch": f"{archs}:{row['arch']}", "data": None}
         result["epochs"] = [dict(zip(curves, values)) for values in zip(*curves.values())]
         result |= {"best": max(scores), "final": scores[-1]}
         folder = runs / row["sweep"] / f"{row['arch']}_s{row['seed']}"

@@ -32,13 +32,10 @@ def difference_table(groups, published, scores, params):
     for name, cells in [("found", found), ("without labels", without)]:
         row = f"{name} - random of its size", cells, random_like(cells)
         rows.append(compare.difference_row(*row, scores, params, pairs=True))
-    for row in [
-        ("found - random", found, randoms),
-        ("without labels - random", without, randoms),
-        ("without labels - with labels", without, groups["seg"]),
-        ("found - published", found, published),
-    ]:
-        rows.append(compare.difference_row(*row, scores, params))
+    pairs = [("found - random", found, randoms), ("without labels - random", without, randoms)]
+    pairs.append(("without labels - with labels", without, groups["seg"]))
+    pairs.append(("found - published", found, published))
+    rows += [compare.difference_row(*pair, scores, params) for pair in pairs]
     return cli.markdown_table(compare.DIFFERENCE, rows)
 
 

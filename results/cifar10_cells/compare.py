@@ -19,7 +19,6 @@ from scipy import stats
 import correlate
 import genotypes
 
-WHERE_AND_WHEN = "seconds", "device", "date", "git_commit"
 METRICS = {"top1": "accuracy", "miou": "mIoU"}  # one of them in each row, of every epoch
 GROUPS = {  # of cells: label, colour
     "without": ("found without labels", "#1b9e77"),
@@ -43,7 +42,8 @@ def read_runs(folder):
         row |= {name: result["args"][name] for name in ("epochs", "lr", "grad_clip")}
         row |= {name: result[name] for name in ("params", "macs")}
         row |= {result["metric"]: [epoch[result["metric"]] for epoch in result["epochs"]]}
-        rows.append(row | {name: result[name] for name in WHERE_AND_WHEN})
+        row |= {name: result[name] for name in ("seconds", "device", "date", "git_commit")}
+        rows.append(row)
     return sorted(rows, key=lambda row: (recipe_of(row), row["seed"], row["arch"]))
 
 
